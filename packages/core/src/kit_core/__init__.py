@@ -1,0 +1,1 @@
+"""Errors, run folders, manifests, seeding, console, presets and command-line glue."""

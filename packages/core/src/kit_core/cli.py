@@ -1,0 +1,172 @@
+"""From a program's verbs, ordinary typed functions, to its command line: parsing, presets, messages and exit codes.
+
+Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 bad data, 130 interrupted, 141 the reader
+of the output went away.
+"""
+
+import dataclasses
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from kit_core.config import did_you_mean, load_preset, preset_header, preset_names
+from kit_core.errors import ConfigError, KitError
+
+Verb = Callable[..., Any]
+
+
+def run(
+    program: str,
+    verbs: Mapping[str, Verb | Mapping[str, Verb]],
+    presets: tuple[type[Any], Path],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run one verb of a program with the arguments of the command line and return the exit code.
+
+    A verb's parameters become flags (`data: Path` is `--data PATH`), or positionals where annotated
+    `tyro.conf.Positional[...]`; what it returns is ignored. A mapping among the verbs makes verbs of two words.
+    A verb with the parameters `preset: str` and `config` takes the name of a preset as its first argument. That preset,
+    an instance of the class `presets[0]` read from the folder `presets[1]`, gives the defaults of the flags
+    `--section.key`. `argv` is without the program's name; by default it is that of the process.
+    """
+    try:
+        _dispatch(program, verbs, presets, list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here and not at exit, so that a closed pipe is met below
+    except KitError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except _ParserExit as parser_exit:
+        return parser_exit.code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again at exit
+        return 141
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+class _ParserExit(Exception):  # noqa: N818 - not an error: `--help` ends so as well
+    """The parser is done with the command line: it printed help (0) or what is wrong with the usage (2)."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def _dispatch(
+    program: str, verbs: Mapping[str, Verb | Mapping[str, Verb]], presets: tuple[type[Any], Path], args: list[str]
+) -> None:
+    if not args:
+        print(_verb_list(program, verbs), file=sys.stderr)
+        raise _ParserExit(2)
+    name, rest = args[0], args[1:]
+    if name in ("-h", "--help"):
+        print(_verb_list(program, verbs))
+        return
+    if name not in verbs:
+        raise ConfigError(f"unknown verb {name!r}{did_you_mean(name, verbs)}\n  verbs: {', '.join(verbs)}")
+    verb, command = verbs[name], f"{program} {name}"
+    if isinstance(verb, Mapping):
+        _dispatch(command, verb, presets, rest)
+    elif {"preset", "config"} <= inspect.signature(verb).parameters.keys():
+        _run_with_preset(command, verb, presets, rest)
+    else:
+        verb(**_parse(command, verb, rest))
+
+
+def _run_with_preset(command: str, verb: Verb, presets: tuple[type[Any], Path], args: list[str]) -> None:
+    config_class, folder = presets
+    names = preset_names(folder)
+    if args[:1] in (["-h"], ["--help"]):
+        rows = [(name, preset_header(folder, name).partition("\n")[0]) for name in names]
+        print(f"usage: {command} PRESET [flags]\n\n{inspect.getdoc(verb) or ''}\n\npresets:\n{_aligned(rows)}")
+        print(f"\n`{command} PRESET --help` shows every flag with the preset's values.")
+        return
+    if not args or args[0].startswith("-"):
+        raise ConfigError(f"{command}: expected a preset as the first argument\n  presets: {', '.join(names)}")
+    preset, rest = args[0], args[1:]
+    config = load_preset(config_class, folder, preset)
+    verb(preset=preset, **_parse(f"{command} {preset}", verb, rest, config))
+
+
+def _parse(command: str, verb: Verb, args: list[str], config: object = None) -> dict[str, Any]:
+    """Return the keyword arguments for a verb; given a configuration, it is among them and `preset` is left out."""
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        hint, default = hints[name], parameter.default
+        if config is not None and name == "preset":
+            continue
+        if config is not None and name == "config":
+            hint, default = Annotated[type(config), tyro.conf.arg(name="")], config  # no name: `--data.fold`, no prefix
+        parameters.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=hint))
+
+    # Tyro calls a function that only collects, so that an error inside the verb is never taken for one of the usage.
+    def collect(**values: Any) -> dict[str, Any]:
+        return values
+
+    collect.__doc__ = verb.__doc__
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature
+    collect.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    tyro._experimental_options["utf8_boxes"] = sys.stdout.isatty()  # plain text in logs
+    registry = ConstructorRegistry()
+    registry.struct_rule(_Strict())
+    try:
+        return tyro.cli(collect, prog=command, args=args, registry=registry)
+    except SystemExit as exit_:
+        raise _ParserExit(exit_.code if isinstance(exit_.code, int) else 0) from None
+
+
+class _Strict:
+    """A rule for tyro: build dataclasses as it does, but let what they refuse come out as a ConfigError.
+
+    By itself tyro would let the ValueError of the outermost dataclass through as a traceback.
+    """
+
+    def __init__(self) -> None:
+        self._asking = False
+
+    def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
+        if self._asking or not dataclasses.is_dataclass(info.type):
+            return None
+        self._asking = True  # the next call, by the line below, is passed on to tyro's own rule
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            self._asking = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        make = spec.instantiate
+
+        def build(**values: Any) -> Any:
+            try:
+                return make(**values)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+
+        written = not (make.__doc__ or "").startswith(f"{make.__name__}(")  # dataclasses without docstring get one made
+        build.__doc__ = make.__doc__ if written else None
+        return dataclasses.replace(spec, instantiate=build)
+
+
+def _verb_list(program: str, verbs: Mapping[str, Verb | Mapping[str, Verb]]) -> str:
+    rows = []
+    for name, verb in verbs.items():
+        group = verb.items() if isinstance(verb, Mapping) else [("", verb)]
+        rows += [(f"{name} {word}".strip(), (inspect.getdoc(one) or "").partition("\n")[0]) for word, one in group]
+    return f"usage: {program} VERB ...\n\n{_aligned(rows)}\n\n`{program} VERB --help` explains one verb."
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> str:
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}".rstrip() for name, text in rows)

@@ -1,0 +1,301 @@
+"""The run folder: one training run on the disk, from its configuration to the mark that says it is complete.
+
+`config.json`, `manifest.json` (what ran, where, on which data), `metrics.jsonl`, `summary.json` and, written last,
+`DONE`. What else a trainer keeps goes to `run.file(...)`.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from kit_core.atomic import write_json, write_text
+from kit_core.config import config_to_dict
+from kit_core.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+
+CONFIG, MANIFEST, METRICS, SUMMARY = "config.json", "manifest.json", "metrics.jsonl", "summary.json"
+DONE, LOCK = "DONE", ".lock"
+ABSENT = "(absent)"  # stands for a key that one side of a comparison lacks
+RECORDED_PACKAGES = ("numpy", "torch", "lightgbm", "scikit-learn")  # and every installed kit-*
+
+
+class RunFolder:
+    """A run folder, made by `create` for writing (one process at a time) or by `open` for reading a finished run.
+
+    Attributes: `path`, `config` (as stored, plain), `preset`, `manifest`, `summary` (empty until the run is finished).
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], preset: str, manifest: dict[str, Any], summary: dict[str, Any]
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.preset = preset
+        self.manifest = manifest
+        self.summary = summary
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        config: object,
+        preset: str,
+        data_hashes: Mapping[str, str],
+        seed: int,
+        resume: bool = False,
+    ) -> Self:
+        """Begin a run in a new or empty folder, or go on with an unfinished one, and hold its lock until `close`.
+
+        `config` is a dataclass instance, `data_hashes` says which data (name -> digest). With `resume` an empty folder
+        begins a run, a finished one is returned as it is (ask `done`). Of several processes on one run (DDP) only the
+        first may call this.
+
+        Raises:
+            ConfigError: the folder is not empty and `resume` is off, it is no run folder, another process holds it, or
+                the configuration, the seed or the data differ from those that the run began with.
+            DataError: the run to resume is damaged or of another format.
+        """
+        path = Path(path)
+        if not (path / LOCK).exists():
+            _check_place(path, resume)  # before anything is written into somebody's folder
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from error
+        lock = _take_lock(path)
+        try:
+            _check_place(path, resume)
+            for leftover in path.rglob(".*.tmp"):  # of atomic writes that were killed; the lock says nobody writes now
+                if leftover.is_file():
+                    leftover.unlink()
+            plain, hashes = config_to_dict(config), dict(data_hashes)
+            if (path / CONFIG).exists():
+                run = cls._load(path)
+                run._refuse_changes(plain, hashes, seed)
+                _drop_torn_line(path / METRICS)
+                if not run.done:
+                    run.manifest["resumed"].append(_environment())
+                    write_json(path / MANIFEST, run.manifest)
+            else:
+                manifest = {"format_version": FORMAT_VERSION, "seed": seed, "data": hashes}
+                run = cls(path, plain, preset, manifest | _environment() | {"resumed": []}, {})
+                write_json(path / MANIFEST, run.manifest)
+                write_json(path / CONFIG, {"preset": preset, "config": plain})  # second: its presence makes it a run
+        except BaseException:
+            lock.close()
+            raise
+        run._lock = lock
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read a finished run, without a lock.
+
+        Raises:
+            DataError: there is no run, it is unfinished or damaged, or its format is not the one that this code reads.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            raise DataError(f"{path}: no run folder: found no {CONFIG}; expected a folder that `train --run` wrote")
+        run = cls._load(path)
+        if not run.done:
+            raise DataError(f"{path}: the run is not finished: found no {DONE}; continue it with `train ... --resume`")
+        return run
+
+    @classmethod
+    def _load(cls, path: Path) -> Self:
+        manifest = _read_object(path / MANIFEST, ("format_version", "seed", "data", "resumed"))
+        if manifest["format_version"] != FORMAT_VERSION:
+            found = manifest["format_version"]
+            raise DataError(
+                f"{path / MANIFEST}: found format_version {found!r}, expected {FORMAT_VERSION}; "
+                "use the code that wrote the run, or train again"
+            )
+        stored = _read_object(path / CONFIG, ("preset", "config"))
+        summary = _read_object(path / SUMMARY, ()) if (path / DONE).exists() else {}
+        return cls(path, stored["config"], stored["preset"], manifest, summary)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is complete."""
+        return (self.path / DONE).exists()
+
+    def file(self, *parts: str) -> Path:
+        """Return the path of a file inside the run folder; its parent folders are made."""
+        path = self.path.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log(self, **values: object) -> None:
+        """Append one line of JSON to `metrics.jsonl`; floats that are not finite become null."""
+        self._require_lock()
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_jsonable(values), ensure_ascii=False) + "\n")
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Write `summary.json` and then `DONE`; floats that are not finite become null."""
+        self._require_lock()
+        self.summary = _jsonable(summary)
+        write_json(self.path / SUMMARY, self.summary)
+        write_text(self.path / DONE, _now() + "\n")
+
+    def close(self) -> None:
+        """Release the lock; a second call does nothing."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing alone would leave it to forked workers that still live
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _require_lock(self) -> None:
+        if self._lock is None:
+            raise RuntimeError(f"{self.path}: the run folder is closed or was opened for reading")
+
+    def _refuse_changes(self, config: dict[str, Any], hashes: dict[str, str], seed: int) -> None:
+        changes = [
+            *_differences(self.config, config, "config"),
+            *_differences(self.manifest["data"], hashes, "data"),
+            *_differences(self.manifest["seed"], seed, "seed"),
+        ]
+        if changes:
+            first = f"{self.path}: --resume continues a run as it began, but these differ:"
+            last = "do: give the same settings and data as then, or begin another --run"
+            raise ConfigError("\n  ".join([first, *changes, last]))
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, reading it in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_place(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: is a file, expected a folder for the run")
+    ours = {LOCK, MANIFEST} if resume else {LOCK}  # what a run killed in its first moment leaves
+    found = sorted(p.name for p in path.iterdir() if p.name not in ours) if path.exists() else []
+    if found and not resume:
+        raise ConfigError(f"{path}: is not empty; add --resume to go on with the run in it, or name another --run")
+    if resume and CONFIG not in found and any(not name.endswith(".tmp") for name in found):
+        raise ConfigError(f"{path}: no run to resume: found {', '.join(found[:5])} but no {CONFIG}; name another --run")
+
+
+def _take_lock(path: Path) -> IO[str]:
+    try:
+        lock = (path / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: the run folder cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        raise ConfigError(f"{path}: the run is in use by another process ({holder or 'unknown'})") from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut an unfinished last line, which a killed process may leave, so that the next one does not run into it."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _read_object(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: absent, though the run folder needs it; train again into another --run") from error
+    except ValueError as error:  # not UTF-8 or not JSON
+        raise DataError(f"{path}: not JSON: {error}; train again into another --run") from error
+    missing = [key for key in keys if key not in value] if isinstance(value, dict) else ["table of keys"]
+    if missing:
+        raise DataError(f"{path}: found no {', '.join(missing)}; expected what `train` wrote; use another --run")
+    return dict(value)
+
+
+def _differences(old: Any, new: Any, key: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(name, old.get(name, ABSENT), new.get(name, ABSENT)) for name in {**old, **new}]
+        return [line for name, then, now in pairs for line in _differences(then, now, f"{key}.{name}")]
+    return [] if old == new else [f"{key}: was {old!r}, is {new!r}"]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch scalars and arrays, without importing either
+        return _jsonable(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "started": _now(),
+        "argv": sys.argv,
+        "git": _git_state(Path(__file__)),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": _device(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_state(source: Path) -> dict[str, object] | None:
+    """Return revision and dirtiness of the repository that tracks `source`; None outside one or without git."""
+    # A hook's GIT_DIR would point git at another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environment)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)  # a site-packages folder inside some repository is not in it
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
+
+
+def _package_versions() -> dict[str, str]:
+    found = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()}
+    return {name: found[name] for name in sorted(found) if name.startswith("kit-") or name in RECORDED_PACKAGES}

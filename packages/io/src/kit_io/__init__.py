@@ -1,0 +1,1 @@
+"""Reading and checking folders, archives and tables; atomic writing."""

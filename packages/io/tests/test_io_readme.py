@@ -1,0 +1,18 @@
+"""The example in the README runs and prints what it says."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+
+def test_readme_example_runs_and_prints_what_it_says():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
+    lines = printed.getvalue().splitlines()
+    assert lines[:2] == ["['orders.csv', 'train/00e1234.json']", "['00e1234', '1e5000']"]
+    assert "header: found id,cell_order" in lines[3]
+    assert lines[4:] == ["  expected: id,order", "  do: name the file with these columns, or repair its first line"]

@@ -1,0 +1,149 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from kit_metrics import bootstrap_paired_ratio, bootstrap_ratio
+
+
+def clusters(seed, groups=80):
+    """Rows of unequal groups with a common effect in each: numerator, denominator, labels."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 9, groups)
+    labels = np.repeat([f"author {k}" for k in range(groups)], sizes)
+    denominator = generator.integers(1, 50, len(labels)).astype(float)
+    effect = np.repeat(generator.normal(0.3, 0.1, groups), sizes)
+    return denominator * (effect + generator.normal(0, 0.02, len(labels))), denominator, labels
+
+
+def test_interval_equals_scipy_over_group_sums():
+    numerator, denominator, labels = clusters(0)
+    sums = [
+        np.array([column[labels == label].sum() for label in np.unique(labels)]) for column in (numerator, denominator)
+    ]
+    reference = stats.bootstrap(
+        sums,
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    low, high = bootstrap_ratio(numerator, denominator, labels, n=20_000)
+    width = reference.high - reference.low
+    assert low == pytest.approx(reference.low, abs=0.03 * width)
+    assert high == pytest.approx(reference.high, abs=0.03 * width)
+
+
+def test_mean_of_independent_rows_has_the_normal_interval():
+    values = np.random.default_rng(2).normal(size=900)
+    low, high = bootstrap_ratio(values, np.ones(900), np.arange(900), n=4000)
+    half = 1.96 * values.std() / 30
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+def test_rows_of_a_group_are_drawn_together():
+    values = np.random.default_rng(3).normal(size=50)
+    repeated, labels = np.repeat(values, 20), np.repeat(np.arange(50), 20)
+    by_group = bootstrap_ratio(repeated, np.ones(1000), labels)
+    by_row = bootstrap_ratio(repeated, np.ones(1000), np.arange(1000))
+    assert by_group == pytest.approx(bootstrap_ratio(values, np.ones(50), np.arange(50)))
+    assert by_group[1] - by_group[0] > 3 * (by_row[1] - by_row[0])  # sqrt(20) in theory
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_order_of_rows_has_no_effect(seed):
+    numerator, denominator, labels = clusters(4, groups=10)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    expected = bootstrap_ratio(numerator, denominator, labels, n=50)
+    assert bootstrap_ratio(numerator[shuffled], denominator[shuffled], labels[shuffled], n=50) == pytest.approx(
+        expected
+    )
+
+
+def test_transform_and_level():
+    numerator, denominator, labels = clusters(5)
+    low, high = bootstrap_ratio(numerator, denominator, labels)
+    falling = bootstrap_ratio(numerator, denominator, labels, transform=lambda ratio: 1 - 4 * ratio)
+    assert falling == pytest.approx((1 - 4 * high, 1 - 4 * low))
+    narrow_low, narrow_high = bootstrap_ratio(numerator, denominator, labels, level=0.5)
+    assert low < narrow_low < narrow_high < high
+
+
+def test_seeds_repeat():
+    rows = clusters(6)
+    assert bootstrap_ratio(*rows, seed=1) == bootstrap_ratio(*rows, seed=1)
+    assert bootstrap_ratio(*rows, seed=1) != bootstrap_ratio(*rows, seed=2)
+
+
+def test_one_group_has_an_interval_of_no_width():
+    assert bootstrap_ratio([1, 2], [4, 8], ["a", "a"]) == (0.25, 0.25)
+
+
+def test_resamples_without_a_denominator_are_left_out():
+    low, high = bootstrap_ratio([1, 0], [2, 0], ["a", "b"])
+    assert (low, high) == (0.5, 0.5)
+
+
+def test_paired_difference_is_far_narrower_than_two_intervals():
+    numerator, denominator, labels = clusters(7)
+    better = numerator + 0.01 * denominator
+    difference, low, high = bootstrap_paired_ratio(better, numerator, denominator, labels)
+    assert (difference, low, high) == pytest.approx((0.01, 0.01, 0.01))
+    alone = bootstrap_ratio(numerator, denominator, labels)
+    assert alone[1] - alone[0] > 0.02
+
+
+def test_paired_difference_with_a_transform():
+    numerator, denominator, labels = clusters(8)
+    generator = np.random.default_rng(9)
+    other = numerator * generator.uniform(0.8, 1.1, len(labels))
+    difference, low, high = bootstrap_paired_ratio(
+        numerator, other, denominator, labels, transform=lambda ratio: 1 - 4 * ratio
+    )
+    assert difference == pytest.approx(-4 * (numerator.sum() - other.sum()) / denominator.sum())
+    assert low < difference < high
+    mirrored = bootstrap_paired_ratio(other, numerator, denominator, labels, transform=lambda ratio: 1 - 4 * ratio)
+    assert mirrored == pytest.approx((-difference, -high, -low))
+    assert bootstrap_paired_ratio(numerator, numerator, denominator, labels) == (0, 0, 0)
+
+
+def test_a_thousand_resamples_take_well_under_a_second():
+    generator = np.random.default_rng(10)
+    labels = generator.integers(0, 5000, 20_000).astype(str)
+    start = time.perf_counter()
+    bootstrap_ratio(generator.random(20_000), np.ones(20_000), labels)
+    assert time.perf_counter() - start < 1  # about 0.06 s on an idle core
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        (([1, 2], [1], ["a", "b"]), {}, "equally long"),
+        (([1, 2], [1, 1], ["a"]), {}, "equally long"),
+        (([[1]], [[1]], [["a"]]), {}, "one-dimensional"),
+        (([np.nan], [1], ["a"]), {}, "finite"),
+        (([1], [np.inf], ["a"]), {}, "finite"),
+        (([1, 1], [2, -1], ["a", "b"]), {}, "non-negative"),
+        (([1], [0], ["a"]), {}, "positive sum"),
+        (([], [], []), {}, "positive sum"),
+        (([1], [1], ["a"]), {"n": 0}, "at least 1"),
+        (([1], [1], ["a"]), {"level": 1.0}, "between 0 and 1"),
+    ],
+)
+def test_misuse_is_refused(arguments, options, words):
+    with pytest.raises(ValueError, match=words):
+        bootstrap_ratio(*arguments, **options)
+    with pytest.raises(ValueError, match=words):
+        bootstrap_paired_ratio(arguments[0], *arguments, **options)
+
+
+def test_only_empty_resamples_are_refused():
+    # Two groups, one of them without weight: some seed draws the empty one twice in its only resample.
+    empty = next(s for s in range(50) if (np.random.default_rng(s).integers(2, size=2, dtype=np.int32) == 1).all())
+    with pytest.raises(ValueError, match="draw more"):
+        bootstrap_ratio([1, 0], [2, 0], ["a", "b"], n=1, seed=empty)

@@ -1,0 +1,1 @@
+"""Grouped folds and leak checks."""

@@ -1,0 +1,1 @@
+"""AI4Code: the order of notebook cells (Kaggle 2022)."""

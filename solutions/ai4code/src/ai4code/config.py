@@ -1,0 +1,134 @@
+"""The settings of a run: dataclass defaults, overridden by a preset, overridden by flags (`--text.longest 2`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Member = Literal["as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which notebooks are fitted and which are scored."""
+
+    fold: int | Literal["all", "none"] = "all"
+    """Left-out fold; all: every fold in turn, and inference averages their models; none: fit on everything, no score."""
+    folds: int = 5
+    """Number of folds; whole families of notebooks (ancestor_id) stay together."""
+    limit: int | None = None
+    """Fit on at most this many notebooks a fold, drawn at random (learning curves; very large corpora)."""
+    seed: int = 0
+    """Seed of the folds and of that draw."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How cells become words and vectors."""
+
+    tokenizer: Path | None = None
+    """A file of `ai4code tokenizer train`, used in place of splitting into words."""
+    longest: int = 1
+    """Longest run of words that is counted: 2 adds pairs, 3 triples."""
+    weighting: Literal["tf-idf", "counts"] = "tf-idf"
+    """counts: plain bag of words."""
+    character_share: float = 0.0
+    """Share of the similarity of 3- to 5-character runs in `similarity`, 0..1; the rest is that of words."""
+    components: int = 64
+    """Singular vectors of the TF-IDF matrix among the features of a cell."""
+
+
+@dataclass(frozen=True)
+class TreesConfig:
+    """LightGBM settings; names differ from the library's only where ours say more."""
+
+    rounds: int = 400
+    learning_rate: float = 0.05
+    leaves: int = 31
+    smallest_leaf: int = 40
+    """Rows in a leaf at least."""
+    feature_share: float = 0.3
+    """Features tried for each tree."""
+    row_share: float = 0.8
+    """Rows drawn for each tree."""
+    l2: float = 5.0
+    bins: int = 127
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Which pairs of markdown cell and gap the gap models are fitted on; the true gap is always among them."""
+
+    near: int = 2
+    """All gaps up to this far from the true one."""
+    far: int = 12
+    """Expected number of others, drawn at random and weighted up for those left out."""
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """The neural ranker: a residual MLP on the features of a markdown cell."""
+
+    width: int = 192
+    blocks: int = 3
+    dropout: float = 0.3
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    epochs: int = 40
+    batch: int = 512
+    """Markdown cells a step."""
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """How several members are fused."""
+
+    rounds: int = 30
+    """Rounds of greedy selection of member weights on out-of-fold distributions."""
+    position_error: float = 0.17
+    """Mean absolute error, relative to the code axis, by which a member that knows only a position is spread; measured."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Raises:
+        ValueError: settings that cannot work together.
+    """
+
+    members: tuple[Member, ...] = ("position",)
+    """Models to fit; several are blended by weights found out of fold. `joint` builds on `gaps` and must follow it."""
+    seed: int = 0
+    """Seed of every model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    position: TreesConfig = field(default_factory=TreesConfig)
+    ranker: TreesConfig = field(default_factory=TreesConfig)
+    gaps: TreesConfig = field(default_factory=TreesConfig)
+    joint: TreesConfig = field(default_factory=TreesConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    mlp: MlpConfig = field(default_factory=MlpConfig)
+    blend: BlendConfig = field(default_factory=BlendConfig)
+
+    def __post_init__(self) -> None:
+        if not self.members or len(set(self.members)) != len(self.members):
+            raise ValueError(f"members: found {list(self.members)}, expected one or more different models")
+        if self.data.folds < 2:
+            raise ValueError(f"data.folds: found {self.data.folds}, expected 2 or more")
+        if isinstance(self.data.fold, int) and not 0 <= self.data.fold < self.data.folds:
+            raise ValueError(f"data.fold: found {self.data.fold}, expected 0..{self.data.folds - 1}, 'all' or 'none'")
+        if self.data.limit is not None and self.data.limit < 1:
+            raise ValueError(f"data.limit: found {self.data.limit}, expected 1 or more notebooks")
+        if "joint" in self.members:
+            if "gaps" not in self.members[: self.members.index("joint")]:
+                raise ValueError("members: 'joint' reads the answers of 'gaps', so 'gaps' must stand before it")
+            if self.data.fold != "all":
+                raise ValueError(
+                    f"data.fold: found {self.data.fold!r}, expected 'all': 'joint' learns from out-of-fold answers"
+                )
+        if len(self.members) > 1 and self.data.fold == "none":
+            raise ValueError("data.fold: found 'none', expected a fold or 'all': blend weights need held-out notebooks")
+        if not 0.0 <= self.text.character_share <= 1.0:
+            raise ValueError(f"text.character_share: found {self.text.character_share}, expected 0..1")
+        if self.text.longest < 1:
+            raise ValueError(f"text.longest: found {self.text.longest}, expected 1 or more words")

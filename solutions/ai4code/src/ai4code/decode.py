@@ -1,0 +1,112 @@
+"""The one interface of all models, and the one decoder.
+
+Every model, classical or neural, answers a notebook with a `Placement`: for each markdown cell a distribution over the
+gaps between the code cells, a position on the same axis, and, if it can, which markdown cell stands before which.
+Gap g lies after g code cells: gap 0 opens the notebook, gap n_code closes it. The code cells never move.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the markdown cells of one notebook belong; rows in json order.
+
+    Shapes: position float64 [n_markdown], in gaps, 0..n_code; gap_probability float64 [n_markdown, n_code + 1], rows
+    sum to 1, or None where the model knows a position only; markdown_before float64 [n_markdown, n_markdown], the
+    probability that the row's cell stands before the column's, or None.
+    """
+
+    position: np.ndarray
+    gap_probability: np.ndarray | None = None
+    markdown_before: np.ndarray | None = None
+
+    @classmethod
+    def from_gap_scores(cls, scores: np.ndarray) -> "Placement":
+        """Make a placement of non-negative scores [n_markdown, n_code + 1]; rows without any mass become uniform."""
+        total = scores.sum(axis=1, keepdims=True)
+        uniform = np.full_like(scores, 1.0 / scores.shape[1], dtype=np.float64)
+        probability = np.divide(scores, total, out=uniform, where=total > 0)
+        return cls(probability @ np.arange(scores.shape[1]), probability)
+
+
+def median_gap(gap_probability: np.ndarray) -> np.ndarray:
+    """The gap of least expected inversions against the code cells: int64 [n_markdown].
+
+    A markdown cell that is d gaps off makes exactly d inversions with code cells, so the best gap is the median of the
+    distribution, not its mode (the rule of the competition's second place).
+    """
+    below = np.cumsum(gap_probability, axis=1) < 0.5 - 1e-12  # so that rounding cannot pass an exact half by
+    return np.minimum(below.sum(axis=1), gap_probability.shape[1] - 1)
+
+
+def gap_of(placement: Placement, n_code: int) -> np.ndarray:
+    """Choose a gap for every markdown cell: int64 [n_markdown], 0..n_code."""
+    if placement.gap_probability is not None:
+        return median_gap(placement.gap_probability)
+    return np.clip(np.rint(placement.position), 0, n_code).astype(np.int64)
+
+
+def decode(placement: Placement, n_code: int) -> np.ndarray:
+    """Merge the markdown cells into the fixed chain of code cells: int64 [n_cells], json indices in predicted order.
+
+    Cells that share a gap are ordered by expected wins where `markdown_before` is known, else by position; what is
+    still equal keeps its json order, so that a constant model leaves the markdown cells as given.
+    """
+    n_markdown = len(placement.position)
+    inside = placement.position
+    if placement.markdown_before is not None and n_markdown > 1:
+        wins = placement.markdown_before.sum(axis=1) - np.diag(placement.markdown_before)
+        inside = -wins
+    gaps = gap_of(placement, n_code)
+    axis = np.concatenate([np.arange(n_code), gaps])
+    # In one gap the markdown cells come before the code cell that follows it; code cell j has key (j, 1).
+    is_code = np.concatenate([np.ones(n_code, np.int64), np.zeros(n_markdown, np.int64)])
+    second = np.concatenate([np.zeros(n_code), inside])
+    return np.lexsort((second, is_code, axis))
+
+
+def spread(placement: Placement, n_code: int, error: float) -> Placement:
+    """Give a placement that knows positions only a distribution: a Laplace law around each position.
+
+    Least absolute deviation is the likelihood of that law, so `error` is the mean absolute error, relative to the axis
+    of n_code + 1 gaps, that the model showed on notebooks it had not seen. What falls off an end counts for the last
+    gap there, so that the median stays where the position was.
+    """
+    if placement.gap_probability is not None:
+        return placement
+    edges = np.concatenate([[-np.inf], np.arange(n_code) + 0.5, [np.inf]])
+    z = (edges[None, :] - placement.position[:, None]) / (error * (n_code + 1))
+    mass = np.where(z < 0, 0.5 * np.exp(np.minimum(z, 0.0)), 1.0 - 0.5 * np.exp(-np.maximum(z, 0.0)))
+    return Placement(placement.position, np.diff(mass, axis=1), placement.markdown_before)
+
+
+def average(placements: Sequence[Placement]) -> Placement:
+    """Fuse the answers of one model fitted on several folds: mean distribution, or median position without one."""
+    if any(placement.gap_probability is None for placement in placements):
+        return Placement(np.median([placement.position for placement in placements], axis=0))
+    return mix(placements, [1.0] * len(placements))
+
+
+def mix(placements: Sequence[Placement], weights: Sequence[float]) -> Placement:
+    """Average distributions for one notebook; weights need not sum to 1.
+
+    Raises:
+        ValueError: a placement has no distribution (`spread` makes one).
+    """
+    total = float(sum(weights))
+    parts = []
+    for placement, weight in zip(placements, weights, strict=True):
+        if placement.gap_probability is None:
+            raise ValueError("only distributions can be mixed: spread the positions first")
+        parts.append(placement.gap_probability * (weight / total))
+    probability = np.sum(parts, axis=0)
+    return Placement(probability @ np.arange(probability.shape[1]), probability)
+
+
+def true_gaps(true_rank: np.ndarray, n_code: int) -> np.ndarray:
+    """The gap of every markdown cell in the true order: int64 [n_markdown]; `true_rank` int64 [n_cells], json order."""
+    return np.searchsorted(true_rank[:n_code], true_rank[n_code:])

@@ -1,0 +1,1 @@
+"""Russian art: 35 two-level classes from photos (Russian Art ML Challenge 2024)."""

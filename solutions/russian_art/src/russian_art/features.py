@@ -1,0 +1,113 @@
+"""Features of frozen backbones, computed once for a data set and kept in a folder.
+
+A file is named after everything that its numbers depend on: the backbone, the digest of its weights, the view,
+the code's own version of the transform and the fingerprint of the data. Another of
+these is another file; none is ever stale.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from kit_core.atomic import atomic_path
+from kit_core.console import progress
+from russian_art.backbones import Weights, create, normalisation, placed, to_images
+
+TRANSFORM = 1  # count up with every change of `to_images` or `extract` that changes numbers
+BATCH = 32
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at every image: squashed to `size` pixels, perhaps mirrored."""
+
+    size: int
+    flip: bool = False
+
+
+def views(sizes: tuple[int, ...], flip: bool) -> list[View]:
+    """Return the views that a configuration asks for, the mirrored ones last."""
+    return [View(size, mirrored) for mirrored in ((False, True) if flip else (False,)) for size in sizes]
+
+
+def extract(
+    model: nn.Module, pixels: NDArray[np.uint8], view: View, device: str = "cpu", label: str = "features"
+) -> dict[str, FloatArray]:
+    """Return what a backbone makes of images uint8[n, h, w, 3]: `final` [n, width] and `stages` [n, sum of widths].
+
+    `final` is the input of the backbone's own classifier, `stages` the spatial mean of every stage's output.
+    """
+    norm = normalisation(model)
+    model = placed(model, device)
+    finals, stages = [], []
+    with torch.inference_mode():
+        for start in progress(range(0, len(pixels), BATCH), label=label):
+            images = to_images(pixels[start : start + BATCH], view.size, norm, device, view.flip)
+            last, between = model.forward_intermediates(images)  # type: ignore[operator]  # a method of timm's models
+            finals.append(model.forward_head(last, pre_logits=True).float().cpu())  # type: ignore[operator]  # the same
+            stages.append(torch.cat([maps.mean(dim=(2, 3)) for maps in between], dim=1).float().cpu())
+    return {"final": torch.cat(finals).numpy(), "stages": torch.cat(stages).numpy()}
+
+
+def cached(
+    name: str,
+    weights: Weights,
+    model: nn.Module | None,
+    pixels: NDArray[np.uint8],
+    fingerprint: str,
+    view: View,
+    folder: Path | None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, FloatArray]:
+    """Return `extract` of a backbone, from `folder` where it was computed before; `folder` None keeps nothing.
+
+    `model` None builds the backbone when it is needed. Random backbones (no weights) are made from `seed`, which is
+    then part of the key.
+    """
+    path = folder / f"{name}-{cache_key(name, weights, fingerprint, view, seed)}.safetensors" if folder else None
+    if path is not None and path.exists():
+        return load_file(path)
+    if model is None:
+        torch.manual_seed(seed)
+        model = create(name, weights)
+    mirrored = " mirrored" if view.flip else ""
+    found = extract(model, pixels, view, device, label=f"{name} at {view.size} px{mirrored}")
+    if path is not None:
+        with atomic_path(path) as temporary:
+            save_file(found, temporary)
+    return found
+
+
+def cache_key(name: str, weights: Weights, fingerprint: str, view: View, seed: int) -> str:
+    """Return the digest of everything that the features depend on."""
+    facts = [TRANSFORM, timm.__version__, name, weights.digest, fingerprint, view.size, view.flip]
+    if weights.source == "scratch":
+        facts.append(seed)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def assemble(parts: list[list[dict[str, FloatArray]]], levels: str, mean: bool, root: bool) -> FloatArray:
+    """Put the features of several backbones side by side: float32[n, views, width], one view where they are averaged.
+
+    `parts` holds, for each backbone, the features of every view.
+    """
+    keys = ("final",) if levels == "final" else ("final", "stages")
+    per_view = [
+        np.concatenate([backbone[view][key] for backbone in parts for key in keys], axis=1)
+        for view in range(len(parts[0]))
+    ]
+    stacked = np.stack(per_view, axis=1)
+    if root:
+        stacked = np.sign(stacked) * np.sqrt(np.abs(stacked))
+    return stacked.mean(axis=1, keepdims=True) if mean else stacked

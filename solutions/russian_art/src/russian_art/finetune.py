@@ -1,0 +1,373 @@
+"""One network on one fold: a head, then everything, with an exact way back after an interruption.
+
+Start policy: (1) a state file of the same unit, where `--resume` finds one, continues after its last whole epoch; (2)
+otherwise the backbone has its given weights, and the head is random or, for `start = "probe"`, a solved logistic
+regression, so that epoch 0 scores exactly what the probe scores (LP-FT, Kumar et al., ICLR 2022).
+
+Every epoch draws its order, mirrors, crops and dropout from a seed of its own, so that a resumed run on a CPU has the
+same bits as an unbroken one. The validation is never augmented.
+"""
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kit_core.atomic import atomic_path, write_bytes
+from kit_core.console import progress
+from kit_metrics import macro_f1
+from russian_art.backbones import Normalisation, Weights, create, normalisation, placed, to_images
+from russian_art.baseline import fit_logistic
+from russian_art.config import NetworkConfig, StageConfig
+from russian_art.model import ArtNetwork, build_head, label_loss
+
+EVALUATION_BATCH = 64
+Log = Callable[..., None]
+
+
+class Inputs(Protocol):
+    """Where a network's batches come from."""
+
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Return a batch for training, augmented by draws from the generator."""
+        ...
+
+    def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
+        """Return a batch as it is, or mirrored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Batches from pixels uint8[n, h, w, 3]: mirrored and cropped at random in training."""
+
+    pixels: NDArray[np.uint8]
+    size: int
+    norm: Normalisation
+    device: torch.device
+    flip: bool
+    crop: float
+
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Return images float32[n, 3, size, size], each mirrored with chance 1/2 and cropped by its own rectangle."""
+        images = self.plain(rows)
+        if self.flip:
+            chosen = torch.rand(len(rows), generator=generator) < 0.5
+            images[chosen.to(images.device)] = images[chosen.to(images.device)].flip(3)
+        return random_crops(images, self.crop, generator) if self.crop < 1 else images
+
+    def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
+        """Return images float32[n, 3, size, size]."""
+        return to_images(self.pixels[rows], self.size, self.norm, self.device, mirrored)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Batches from what the frozen lower half made of every image once: float32[views, n, channels, h, w] in memory.
+
+    View 0 is the image, view 1 its mirror image, the others random crops; training draws among the first `trained`.
+    """
+
+    maps: list[Tensor]
+    trained: int
+    device: torch.device
+
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Return the lower half's output for one random view of each image."""
+        view = torch.randint(self.trained, (len(rows),), generator=generator).tolist()
+        return torch.stack([self.maps[v][row] for v, row in zip(view, rows.tolist(), strict=True)]).to(self.device)
+
+    def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
+        """Return the lower half's output for the images as they are, or mirrored."""
+        return self.maps[int(mirrored)][torch.from_numpy(rows)].to(self.device)
+
+
+def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Cut a random rectangle of at least `smallest` of the area, sides 3:4 to 4:3, and stretch it."""
+    n = len(images)
+    area = smallest + (1 - smallest) * torch.rand(n, generator=generator)
+    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(n, generator=generator) - 1))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    x = (1 - width) * (2 * torch.rand(n, generator=generator) - 1)
+    y = (1 - height) * (2 * torch.rand(n, generator=generator) - 1)
+    zero = torch.zeros(n)
+    theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1).to(images.device)
+    grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    cropped = nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return cropped.contiguous(memory_format=torch.channels_last)
+
+
+def make_network(
+    config: NetworkConfig,
+    name: str,
+    weights: Weights,
+    top_of: NDArray[np.int64],
+    genre_of: NDArray[np.int64],
+    seed: int,
+) -> ArtNetwork:
+    """Build a network with the given weights; what is random comes from `seed`."""
+    torch.manual_seed(seed)
+    backbone = create(name, weights, dropout=config.dropout, drop_path=config.drop_path)
+    probe = torch.zeros(1, 3, config.size, config.size)
+    with torch.inference_mode():
+        maps = backbone.forward_features(probe)  # type: ignore[operator]  # a method of timm's models
+        width = backbone.forward_head(maps, pre_logits=True).shape[1]  # type: ignore[operator]  # the same
+    return ArtNetwork(backbone, build_head(config.head, width, top_of, genre_of), config.frozen_parts)
+
+
+def make_inputs(config: NetworkConfig, network: ArtNetwork, pixels: NDArray[np.uint8], seed: int) -> Inputs:
+    """Return the batches of a network; with frozen parts, run the lower half over every view of every image now."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    norm = normalisation(network.backbone)
+    images = Images(pixels, config.size, norm, device, config.flip, config.crop)
+    if not config.frozen_parts:
+        return images
+    network = placed(network, device).eval()
+    generator = torch.Generator().manual_seed(seed)
+    kept = max(config.views, 2 if config.flip_test else 1)
+    maps: list[Tensor] = []
+    starts = range(0, len(pixels), EVALUATION_BATCH)
+    with torch.inference_mode():
+        for view in range(kept):
+            made = []
+            for start in progress(starts, label=f"frozen parts, view {view + 1} of {kept}"):
+                rows = np.arange(start, min(start + EVALUATION_BATCH, len(pixels)))
+                batch = images.plain(rows, mirrored=view == 1) if view < 2 else images.training(rows, generator)
+                made.append(network.lower(batch).float().cpu())
+            maps.append(torch.cat(made))
+    return Maps(maps, config.views, device)
+
+
+def fit_network(
+    config: NetworkConfig,
+    network: ArtNetwork,
+    inputs: Inputs,
+    label: NDArray[np.int64],
+    tops: NDArray[np.int64],
+    fitted: NDArray[np.int64],
+    held: NDArray[np.int64],
+    *,
+    C: float,
+    seed: int,
+    state_path: Path,
+    weights_path: Path,
+    log: Log,
+) -> NDArray[np.float64]:
+    """Train on the rows `fitted`, keep the weights, and return the logits float64[held, labels] of the rows `held`.
+
+    `label` int64[n] names the label of every row, `tops` int64[labels] the top of every label. `C`
+    is that of the probe which starts the head. `state_path` is read where it exists and removed in the end.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = placed(network, device)
+    top_of = torch.from_numpy(np.array(tops)).to(device)
+    target = torch.from_numpy(label).to(device)
+    n_labels = len(top_of)
+    stages = (config.first, config.second)
+
+    torch.manual_seed(seed)
+    if config.start == "probe":
+        features = _features(network, inputs, fitted)
+        solved = fit_logistic(features, label[fitted], n_labels, C)
+        network.start_head(*solved.plain())
+    running = copy.deepcopy(network) if config.ema else None  # the mean of the weights
+    judged = running if running is not None else network
+    forward = torch.compile(_trained_forward) if config.compile else _trained_forward
+
+    position, step, best = (0, 0), 0, -1.0
+    optimizer: torch.optim.Optimizer | None = None
+    if state_path.exists():
+        state = torch.load(io.BytesIO(state_path.read_bytes()), device, weights_only=True)
+        network.load_state_dict(state["network"])
+        if running is not None:
+            running.load_state_dict(state["running"])
+        position, step, best = tuple(state["position"]), state["step"], state["best"]
+        if state["optimizer"] is not None:
+            optimizer = _optimizer(stages[position[0]], network)
+            optimizer.load_state_dict(state["optimizer"])
+    else:
+        best = _validate(config, judged, inputs, target, held, top_of, log, stage=0, epoch=0)
+        _keep(judged, weights_path)
+
+    for number, stage in enumerate(stages):
+        if number < position[0]:
+            continue
+        first_epoch = position[1] if number == position[0] else 0
+        if first_epoch == 0:
+            optimizer, step = _optimizer(stage, network), 0
+        assert optimizer is not None
+        steps = stage.epochs * max(1, len(fitted) // config.batch)
+        for epoch in range(first_epoch, stage.epochs):
+            epoch_seed = _mixed(seed, number, epoch)
+            torch.manual_seed(epoch_seed)
+            generator = torch.Generator().manual_seed(epoch_seed)
+            order = fitted[torch.randperm(len(fitted), generator=generator).numpy()]
+            network.set_training(config.frozen_norm, stage.trained)
+            predicted, seen, losses = [], [], []
+            for start in range(
+                0, max(1, len(order) - config.batch + 1), config.batch
+            ):  # the last, smaller one is left out
+                rows = order[start : start + config.batch]
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * _schedule(stage, step, steps)
+                batch = inputs.training(rows, generator)
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    logits = forward(network, batch, stage.trained == "head")
+                wanted = target[torch.from_numpy(rows).to(device)]
+                loss = label_loss(logits, wanted, top_of, config.hierarchy_weight, config.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.clip:
+                    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+                optimizer.step()
+                step += 1
+                if running is not None:
+                    _follow(running, network, min(config.ema, (1 + step) / (10 + step)))
+                losses.append(float(loss.detach()))
+                predicted.append(logits.detach().argmax(dim=1).cpu().numpy())
+                seen.append(label[rows])
+            score = _validate(
+                config, judged, inputs, target, held, top_of, log,
+                stage=number + 1, epoch=epoch + 1, train_loss=float(np.mean(losses)),
+                train_macro_f1=macro_f1(np.concatenate(seen), np.concatenate(predicted), n_labels),
+            )  # fmt: skip
+            if config.keep == "last" or score > best:
+                _keep(judged, weights_path)
+            best = max(best, score)
+            after = (number, epoch + 1) if epoch + 1 < stage.epochs else (number + 1, 0)
+            state = {
+                "position": list(after),
+                "step": step,
+                "best": best,
+                "network": network.state_dict(),
+                "running": running.state_dict() if running is not None else None,
+                "optimizer": optimizer.state_dict() if after[0] == number else None,
+            }
+            _save_state(state, state_path)
+
+    network.load_state_dict(load_file(weights_path, device=str(device)))
+    said = score_rows(network, inputs, held, config.flip_test)
+    state_path.unlink(missing_ok=True)
+    return said
+
+
+def score_rows(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], flip_test: bool) -> NDArray[np.float64]:
+    """Return the logits float64[rows, labels], averaged with those of the mirror images for `flip_test`."""
+    network.eval()
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            some = rows[start : start + EVALUATION_BATCH]
+            found = [
+                network.head(network.upper(_lower(network, inputs, some, mirrored)))
+                for mirrored in ((False, True) if flip_test else (False,))
+            ]
+            out.append(torch.stack(found).double().mean(dim=0).cpu().numpy())
+    return np.concatenate(out) if out else np.zeros((0, 0))
+
+
+def _lower(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
+    batch = inputs.plain(rows, mirrored)
+    return batch if isinstance(inputs, Maps) else network.lower(batch)
+
+
+def _features(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What the head sees of images as they are, float32[rows, width]."""
+    network.eval()
+    with torch.inference_mode():
+        starts = range(0, len(rows), EVALUATION_BATCH)
+        found = [network.upper(_lower(network, inputs, rows[s : s + EVALUATION_BATCH])).float().cpu() for s in starts]
+    return torch.cat(found).numpy()
+
+
+def _trained_forward(network: ArtNetwork, batch: Tensor, head_only: bool) -> Tensor:
+    """Logits in training; `batch` is the output of the frozen parts, which for none of them are the images."""
+    if head_only:
+        with torch.no_grad():
+            features = network.upper(batch)
+        logits: Tensor = network.head(features)
+        return logits
+    logits = network.head(network.upper(batch))
+    return logits
+
+
+def _validate(
+    config: NetworkConfig,
+    network: ArtNetwork,
+    inputs: Inputs,
+    target: Tensor,
+    held: NDArray[np.int64],
+    top_of: Tensor,
+    log: Log,
+    **facts: Any,
+) -> float:
+    """Log the loss and macro F1 of the rows held out, not augmented, and return the latter."""
+    logits = torch.from_numpy(score_rows(network, inputs, held, flip_test=False))
+    wanted = target[torch.from_numpy(held).to(target.device)].cpu()
+    loss = float(label_loss(logits, wanted, top_of.cpu(), config.hierarchy_weight, config.label_smoothing))
+    score = macro_f1(wanted.numpy(), logits.argmax(dim=1).numpy(), len(top_of))
+    log(**facts, valid_loss=loss, valid_macro_f1=score)
+    return score
+
+
+def _optimizer(stage: StageConfig, network: ArtNetwork) -> torch.optim.Optimizer:
+    """AdamW or SGD over the head, or over every layer with rates that fall towards the input."""
+    groups = []
+    for depth, layer in enumerate(network.layers()):
+        if depth and stage.trained == "head":
+            break
+        rate = stage.learning_rate * stage.layer_decay**depth
+        for decay, chosen in (
+            (stage.weight_decay, [p for p in layer if p.ndim > 1]),
+            (0.0, [p for p in layer if p.ndim <= 1]),  # biases and norms are not decayed
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=stage.momentum)
+    return torch.optim.AdamW(groups, lr=stage.learning_rate)
+
+
+def _schedule(stage: StageConfig, step: int, steps: int) -> float:
+    """The rate of a step as a share of the peak."""
+    warm = stage.warmup_share * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if stage.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
+
+
+def _follow(running: ArtNetwork, network: ArtNetwork, decay: float) -> None:
+    """Move the running mean of the weights towards the weights; counters and other integers are copied."""
+    with torch.no_grad():
+        for mean, value in zip(running.state_dict().values(), network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+
+def _keep(network: ArtNetwork, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, temporary)
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers, so that neighbouring epochs draw nothing alike."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

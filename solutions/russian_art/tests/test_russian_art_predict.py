@@ -1,0 +1,149 @@
+"""Inference, prediction, evaluation and the pictures of a run, on a small run of the generated sample."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import f1_score
+
+from kit_core.errors import ConfigError, DataError
+from kit_core.run import RunFolder
+from russian_art.backbones import Weights, create
+from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
+from russian_art.data import load, write_submission
+from russian_art.evaluate import evaluate_submission, report_text
+from russian_art.infer import FittedRun, infer
+from russian_art.predict import predict, saliency
+from russian_art.sample import write_sample
+from russian_art.train import find_all_weights, train
+
+TINY = "test_efficientnet"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "official"
+    write_sample(folder, images=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every kind of member."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save_file(create(TINY, Weights(None, "scratch", "")).state_dict(), folder / f"{TINY}.safetensors")
+    config = Config(
+        members=("prior", "pixels", "logistic", "neighbours", "network"),
+        data=DataConfig(folds=2),
+        features=FeaturesConfig(backbones=(TINY,), sizes=(48,), flip=True),
+        network=NetworkConfig(
+            backbones=(TINY,), size=48, flip_test=True, frozen_parts=2, first=StageConfig(epochs=1, trained="head")
+        ),
+    )
+    art = load(sample, "train")
+    with RunFolder.create(folder / "run", config=config, preset="x", data_hashes={}, seed=0) as opened:
+        train(config, art, opened, find_all_weights(config, folder))
+    return folder / "run"
+
+
+def test_inference_gives_one_row_for_every_file_also_for_broken_ones(run: Path, sample: Path) -> None:
+    fitted = FittedRun.open(run)
+    art = load(sample, "test")
+    names, ids, probabilities = infer([fitted, fitted], art)
+    assert names == art.all_names
+    assert ids.tolist() == probabilities.argmax(axis=1).tolist()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    first = art.names[0]
+    broken = art
+    object.__setattr__(broken, "broken", {first: "cut off"})
+    names, ids, probabilities = infer([fitted], broken)
+    assert len(names) == len(ids) == len(art)
+    prior = np.array(fitted.blend.prior)
+    np.testing.assert_allclose(probabilities[names.index(first)], prior)
+    assert ids[names.index(first)] == prior.argmax()
+
+
+def test_inference_on_the_training_pictures_agrees_with_training(run: Path, sample: Path) -> None:
+    """The models that were refitted on everything know their own pictures better than the folds did."""
+    art = load(sample, "train")
+    _, ids, _ = infer([FittedRun.open(run)], art)
+    assert art.label is not None
+    assert f1_score(art.label, ids, average="macro") > json.loads((run / "summary.json").read_text())["score"]
+
+
+def test_a_picture_alone_and_among_others_gets_the_same_answer(run: Path, sample: Path) -> None:
+    fitted, pixels = FittedRun.open(run), load(sample, "test").pixels
+    np.testing.assert_allclose(fitted.probabilities(pixels[3:4])[0], fitted.probabilities(pixels)[3], atol=1e-4)
+
+
+def test_damaged_and_unfinished_runs_are_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "models" / "logistic.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DataError, match="damaged run"):
+        FittedRun.open(tmp_path / "run")
+    (tmp_path / "run" / "DONE").unlink()
+    with pytest.raises(DataError, match="not finished"):
+        FittedRun.open(tmp_path / "run")
+
+
+def test_runs_on_other_labels_are_refused(run: Path, sample: Path) -> None:
+    art = load(sample, "test")
+    object.__setattr__(art.labels, "names", (*art.labels.names[:-1], "Живопись/Иное"))
+    with pytest.raises(DataError, match="labels"):
+        infer([FittedRun.open(run)], art)
+
+
+def test_a_photo_gets_its_categories_with_probabilities(run: Path, sample: Path, tmp_path: Path) -> None:
+    photo = next((sample / "test").glob("*.jpg"))
+    text = predict([photo, photo], [FittedRun.open(run)], top=3, plot=tmp_path / "plots")
+    assert text.count(str(photo)) == 2
+    rows = [line for line in text.splitlines() if line.endswith("%")]
+    assert len(rows) == 6
+    with Image.open(tmp_path / "plots" / f"{photo.stem}.png") as picture:
+        assert picture.size == (512, 256)
+    (tmp_path / "note.txt").write_text("no picture")
+    with pytest.raises(DataError, match="note"):
+        predict([tmp_path / "note.txt"], [FittedRun.open(run)], top=3)
+    with pytest.raises(DataError, match="absent"):
+        predict([tmp_path / "absent.jpg"], [FittedRun.open(run)], top=3)
+    with pytest.raises(ConfigError, match="photo"):
+        predict([], [FittedRun.open(run)], top=3)
+
+
+def test_saliency_comes_from_a_probe_where_there_is_no_network(run: Path, sample: Path) -> None:
+    fitted = FittedRun.open(run)
+    probes = {kind: m for m, kind in zip(fitted.members, fitted.config.members, strict=True) if kind != "network"}
+    without = dataclasses.replace(fitted.config, members=tuple(probes))
+    for root in (False, True):
+        config = dataclasses.replace(without, features=dataclasses.replace(without.features, root=root))
+        only = dataclasses.replace(fitted, config=config, members=list(probes.values()))
+        heat = saliency(only, load(sample, "test").pixels[0], 0)
+        assert heat.shape == (48, 48)
+        assert 0 <= heat.min() <= heat.max() <= 1
+    blind = dataclasses.replace(fitted.config, members=("prior",))
+    bare = dataclasses.replace(fitted, config=blind, backbones={}, members=[probes["prior"]])
+    with pytest.raises(ConfigError, match="plot"):
+        saliency(bare, load(sample, "test").pixels[0], 0)
+
+
+def test_evaluation_equals_scikit_learn(sample: Path, tmp_path: Path) -> None:
+    art = load(sample, "test")
+    truth = dict(line.split("\t") for line in (sample / "test.csv").read_text().splitlines()[1:])
+    generator = np.random.default_rng(0)
+    ids = np.array([int(truth[n]) if generator.random() < 0.6 else generator.integers(17) for n in art.all_names])
+    write_submission(tmp_path / "submission.csv", art.all_names, ids)
+    report, labels = evaluate_submission(tmp_path / "submission.csv", sample / "test.csv")
+    true = np.array([int(truth[n]) for n in art.all_names])
+    expected = f1_score(true, ids, labels=range(len(labels)), average="macro", zero_division=0)
+    assert report["macro_f1"] == pytest.approx(expected)
+    assert labels.shown(0) in report_text(report, labels)
+    (tmp_path / "truth.csv").write_bytes((sample / "test.csv").read_bytes())
+    with pytest.raises(DataError, match="label_to_id"):
+        evaluate_submission(tmp_path / "submission.csv", tmp_path / "truth.csv")

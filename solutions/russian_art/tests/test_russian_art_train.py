@@ -1,0 +1,269 @@
+"""Training: what a fold keeps, an exact way back after an interruption, LP-FT, and what a run folder holds."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.numpy import load_file
+from sklearn.metrics import f1_score
+
+from kit_core.config import load_preset, preset_names
+from kit_core.errors import ConfigError
+from kit_core.run import RunFolder
+from russian_art import finetune
+from russian_art.backbones import Weights
+from russian_art.baseline import fit_logistic
+from russian_art.cli import PRESETS
+from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
+from russian_art.data import Art, Labels
+from russian_art.finetune import Images, Maps, fit_network, make_inputs, make_network, random_crops, score_rows
+from russian_art.train import find_all_weights, needed_backbones, train, units_of
+
+TINY = "test_efficientnet"
+SCRATCH = Weights(None, "scratch", "scratch")
+NAMES = ("Живопись/Портрет", "Живопись/Пейзаж ", "Графика/Портрет", "Графика/Пейзаж")
+
+
+@pytest.fixture(scope="module")
+def art() -> Art:
+    """Eighty pictures of four labels, told apart by colour and brightness of one half."""
+    generator = np.random.default_rng(0)
+    label = np.sort(np.arange(80) % 4)
+    pixels = generator.integers(0, 120, (80, 32, 32, 3))
+    pixels[..., 0] += np.where(label % 2, 110, 0)[:, None, None]
+    pixels[:, :16] += np.where(label // 2, 100, 0)[:, None, None, None]
+    return Art(
+        split="train",
+        names=[f"{i:032x}.jpg" for i in range(80)],
+        pixels=np.minimum(pixels, 255).astype(np.uint8),
+        label=label,
+        group=np.arange(80) // 2,
+        labels=Labels(NAMES),
+        broken={},
+        fingerprint="made for tests",
+    )
+
+
+def network_config(**changes: Any) -> NetworkConfig:
+    settings = {
+        "backbones": (TINY,), "size": 32, "batch": 16, "frozen_norm": False,
+        "first": StageConfig(epochs=2, trained="head", learning_rate=1e-2),
+        "second": StageConfig(epochs=2, optimizer="sgd", learning_rate=1e-2, schedule="cosine", warmup_share=0.2),
+    }  # fmt: skip
+    return NetworkConfig(**(settings | changes))
+
+
+class StopHereError(Exception):
+    pass
+
+
+def fit(
+    config: NetworkConfig, art: Art, folder: Path, stop_after: int | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Fit one network on one split; `stop_after` interrupts it in the epoch after so many were validated."""
+    assert art.label is not None
+    lines: list[dict[str, Any]] = []
+
+    def log(**values: Any) -> None:
+        if stop_after is not None and len(lines) == stop_after:
+            raise StopHereError
+        lines.append(values)
+
+    network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    inputs = make_inputs(config, network, art.pixels, seed=0)
+    fold = np.arange(80) // 2 % 4
+    logits = fit_network(
+        config, network, inputs, art.label, art.labels.top_of, np.flatnonzero(fold), np.flatnonzero(fold == 0),
+        C=0.1, seed=3, state_path=folder / "state.pt", weights_path=folder / "weights.safetensors", log=log,
+    )  # fmt: skip
+    return logits, lines
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        network_config(),
+        network_config(ema=0.9, dropout=0.2, crop=0.5, start="probe", head="factorised", hierarchy_weight=0.3),
+        network_config(frozen_parts=2, views=4, crop=0.6, flip_test=True, keep="last"),
+    ],
+    ids=["plain", "everything random", "frozen parts"],
+)
+@pytest.mark.parametrize("stop_after", [2, 3, 4], ids=["in the first stage", "between the stages", "in the second"])
+def test_an_interrupted_network_ends_with_the_same_bits(
+    config: NetworkConfig, art: Art, tmp_path: Path, stop_after: int
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole, lines = fit(config, art, tmp_path / "whole")
+    with pytest.raises(StopHereError):
+        fit(config, art, tmp_path / "broken", stop_after)
+    resumed, more = fit(config, art, tmp_path / "broken")
+    np.testing.assert_array_equal(whole, resumed)
+    assert lines[-len(more) :] == more
+    stored = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("whole", "broken")]
+    assert stored[0] == stored[1]
+    assert not (tmp_path / "broken" / "state.pt").exists()
+
+
+def test_the_best_epoch_is_restored_and_not_the_last(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4])
+    kept: list[bytes] = []
+    validate = finetune._validate
+
+    def pretended(*args: Any, **facts: Any) -> float:
+        validate(*args, **facts)
+        kept.append(b"".join(t.numpy().tobytes() for t in args[1].state_dict().values()))
+        return next(scores)
+
+    monkeypatch.setattr(finetune, "_validate", pretended)
+    fit(network_config(), art, tmp_path)
+    stored = finetune.load_file(tmp_path / "weights.safetensors")
+    network = make_network(network_config(), TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    network.load_state_dict(stored)
+    restored = b"".join(t.numpy().tobytes() for t in network.state_dict().values())
+    assert restored == kept[1]
+    assert restored != kept[-1]
+
+
+@pytest.mark.parametrize("frozen_parts", [0, 3])
+@pytest.mark.parametrize("head", ["linear", "factorised"])
+def test_lp_ft_starts_at_exactly_the_score_of_the_probe(art: Art, tmp_path: Path, frozen_parts: int, head: str) -> None:
+    assert art.label is not None
+    config = network_config(start="probe", head=head, frozen_parts=frozen_parts, frozen_norm=True)
+    _, lines = fit(config, art, tmp_path)
+    network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    images = make_inputs(dataclasses.replace(config, frozen_parts=0), network, art.pixels, seed=0)
+    with torch.inference_mode():
+        features = network.backbone(images.plain(np.arange(80))).numpy()
+    fold = np.arange(80) // 2 % 4
+    probe = fit_logistic(features[fold > 0], art.label[fold > 0], 4, 0.1)
+    expected = f1_score(art.label[fold == 0], probe.logits(features[fold == 0]).argmax(axis=1), average="macro")
+    assert lines[0]["epoch"] == 0
+    assert lines[0]["valid_macro_f1"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_validation_is_never_augmented(art: Art) -> None:
+    config = network_config(crop=0.5, flip=True)
+    network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    inputs = make_inputs(config, network, art.pixels, seed=0)
+    rows = np.arange(20)
+    alone = score_rows(network, inputs, rows, flip_test=False)
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(score_rows(network, inputs, rows, flip_test=False), alone)
+    assert not torch.equal(inputs.training(rows, torch.Generator().manual_seed(0)), inputs.plain(rows))
+
+
+def test_maps_in_memory_give_what_the_whole_network_gives(art: Art) -> None:
+    config = network_config(frozen_parts=3, views=3, flip_test=True)
+    network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    maps = make_inputs(config, network, art.pixels, seed=0)
+    assert isinstance(maps, Maps)
+    images = make_inputs(dataclasses.replace(config, frozen_parts=0), network, art.pixels, seed=0)
+    assert isinstance(images, Images)
+    rows = np.arange(70, 80)
+    found, expected = (score_rows(network, one, rows, flip_test=True) for one in (maps, images))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    drawn = maps.training(rows, torch.Generator().manual_seed(0))
+    known = torch.stack([one[70:] for one in maps.maps])
+    assert all(any(torch.equal(drawn[i], known[view, i]) for view in range(3)) for i in range(10))
+
+
+def test_crops_keep_the_share_of_the_area() -> None:
+    ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)  # the value is the place, so its range is the width
+    cropped = random_crops(ramp, 0.25, torch.Generator().manual_seed(0))
+    width = cropped.amax(dim=(1, 2, 3)) - cropped.amin(dim=(1, 2, 3))
+    assert width.min() > 0.4
+    assert width.max() <= 1
+    torch.testing.assert_close(
+        random_crops(ramp, 1.0, torch.Generator().manual_seed(0)).mean(), ramp.mean(), atol=0.05, rtol=0
+    )
+
+
+def run_config(**changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "members": ("logistic", "discriminant", "network"),
+        "data": DataConfig(folds=2),
+        "features": FeaturesConfig(backbones=(TINY,), sizes=(32,), flip=True, levels="all", views="rows"),
+        "network": network_config(second=StageConfig(epochs=1, learning_rate=1e-3)),
+    }
+    return Config(**(settings | changes))
+
+
+def run_in(folder: Path, config: Config, art: Art, resume: bool = False) -> dict[str, Any]:
+    with RunFolder.create(folder, config=config, preset="x", data_hashes={}, seed=0, resume=resume) as run:
+        return train(config, art, run, find_all_weights(config, None))
+
+
+def test_a_run_keeps_out_of_fold_answers_that_give_its_score(art: Art, tmp_path: Path) -> None:
+    summary = run_in(tmp_path / "run", run_config(), art)
+    oof = load_file(tmp_path / "run" / "oof.safetensors")
+    assert oof["probabilities"].shape == (80, 4)
+    np.testing.assert_allclose(oof["probabilities"].sum(axis=1), 1)
+    expected = f1_score(oof["label"], oof["probabilities"].argmax(axis=1), average="macro", labels=range(4))
+    assert summary["score"] == pytest.approx(expected)
+    assert set(summary["score_of_members"]) == {"logistic", "discriminant", f"network-{TINY}"}
+    for group in np.unique(art.group):
+        assert len(np.unique(oof["fold"][oof["group"] == group])) == 1
+    assert (tmp_path / "run" / "plots" / "index.html").exists()
+    assert summary["score"] > 0.6
+
+
+def test_a_killed_run_is_resumed_to_the_same_answers(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_in(tmp_path / "whole", run_config(), art)
+    save, calls = finetune._save_state, []
+
+    def die(*args: Any) -> None:
+        save(*args)
+        calls.append(args)
+        if len(calls) == 4:  # in the second fold
+            raise StopHereError
+
+    monkeypatch.setattr(finetune, "_save_state", die)
+    with pytest.raises(StopHereError):
+        run_in(tmp_path / "killed", run_config(), art)
+    monkeypatch.setattr(finetune, "_save_state", save)
+    resumed = run_in(tmp_path / "killed", run_config(), art, resume=True)
+    for name in ("oof.safetensors", "models/blend.json", f"models/network-{TINY}-fold1.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    assert whole["report"] == resumed["report"]
+
+
+def test_a_single_fold_scores_only_its_pictures(art: Art, tmp_path: Path) -> None:
+    summary = run_in(tmp_path / "run", run_config(members=("pixels", "prior"), data=DataConfig(fold=1, folds=4)), art)
+    assert summary["n"] == 20
+    assert summary["folds"] == "fold 1 of 4"
+
+
+def test_a_test_split_cannot_be_trained_on(art: Art, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.csv"):
+        run_in(tmp_path / "run", run_config(members=("pixels",)), dataclasses.replace(art, label=None))
+
+
+@pytest.mark.parametrize("preset", preset_names(PRESETS))
+def test_every_preset_is_a_configuration(preset: str) -> None:
+    config = load_preset(Config, PRESETS, preset)
+    assert units_of(config)
+    for name in needed_backbones(config):
+        assert timm.is_model(name.split(".")[0])
+        assert "." not in name or name in timm.list_pretrained(name.split(".")[0] + "*")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Config(), "features.backbones"),
+        (lambda: Config(members=("network",)), "network.backbones"),
+        (lambda: Config(members=()), "members"),
+        (lambda: Config(members=("pixels",), data=DataConfig(fold=9)), "data.fold"),
+        (lambda: run_config(features=FeaturesConfig(backbones=(TINY,), sizes=())), "sizes"),
+        (lambda: run_config(network=network_config(ema=1.0)), "ema"),
+    ],
+)
+def test_impossible_settings_are_refused(make: Callable[[], Config], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
