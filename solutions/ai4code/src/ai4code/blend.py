@@ -16,14 +16,14 @@ class GapErrors:
     """
 
     def __init__(self, members: Sequence[Sequence[Placement]], true_gaps: Sequence[np.ndarray]) -> None:
-        """Pack `members[m][notebook]`, each with a distribution, and the true gaps int64 [n_markdown] of each notebook."""
+        """Pack `members[m][notebook]`, each with a distribution, and every notebook's true gaps, int64 [n_markdown]."""
         shapes = [placement.gap_probability.shape for placement in members[0]]  # type: ignore[union-attr]  # spread before
         width = np.repeat([gaps for _, gaps in shapes], [rows for rows, _ in shapes])  # gaps of each markdown cell
         self._starts = np.concatenate([[0], np.cumsum(width)])[:-1].astype(np.int64)
         self._true = np.concatenate([*true_gaps, np.zeros(0, np.int64)])
         cumulated = []
         for placements in members:
-            rows = [np.cumsum(p.gap_probability, axis=1).ravel() for p in placements]  # type: ignore[arg-type]
+            rows = [np.cumsum(p.gap_probability, axis=1).ravel() for p in placements]  # type: ignore[arg-type]  # spread before
             cumulated.append(np.concatenate(rows))
         self._cdf = np.stack(cumulated).astype(np.float32)
         self._cells = len(width)

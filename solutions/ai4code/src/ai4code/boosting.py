@@ -181,7 +181,7 @@ class Joint:
 
     @classmethod
     def fit(cls, view: View, first: Sequence[Placement], config: TreesConfig, pairs: PairsConfig, seed: int) -> Self:
-        """Learn as `Gaps` does; `first` are its answers for the view's notebooks, each from a model not fitted on it."""
+        """Learn as `Gaps` does; `first` are its answers for the view, each from a model not fitted on that notebook."""
         blocks = _joint_blocks(view, first)
         data = _pair_data(view, pairs, seed, blocks)
         return cls(lgb.train(_parameters(config, "binary", seed), data, config.rounds))

@@ -1,20 +1,18 @@
-"""The command line `ai4code`: every verb in a few lines, the work is elsewhere."""
+"""The command line `ai4code`: every verb in a few lines, the work is elsewhere.
+
+Each verb imports what it runs when it runs: PyTorch and LightGBM take seconds to load, and neither `check` nor the
+worker processes of `prepare`, which load this module again, have a use for them.
+"""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
-from ai4code import data as official
-from ai4code import evaluate as evaluation
-from ai4code import infer as inference
-from ai4code import predict as prediction
-from ai4code import sample as samples
-from ai4code import tokenizer, training_report
 from ai4code.config import Config
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
@@ -23,6 +21,8 @@ from kit_core.run import RunFolder
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 Runs = UseAppendAction[tuple[Path, ...]]
+Split = Literal["auto", "train", "test"]
+Json = Annotated[bool, arg(name="json")]
 
 
 def presets() -> None:
@@ -33,62 +33,75 @@ def presets() -> None:
 
 def sample(out: Path, notebooks: int = 160, seed: int = 0) -> None:
     """Write a generated sample in the official layout, with hidden answers for its test part."""
-    made = samples.write_sample(out, notebooks, seed)
-    print(f"generated sample (its scores say nothing about the competition): {made}")
+    from ai4code.sample import write_sample
+
+    print(f"generated sample (its scores say nothing about the competition): {write_sample(out, notebooks, seed)}")
 
 
 def prepare(data: Path, out: Path, workers: int = os.cpu_count() or 1) -> None:
     """Check the official data (folder or zip) and pack it; goes on where it was stopped."""
+    from ai4code import data as official
+
     print(official.prepare(data, out, workers=workers))
 
 
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
-    from ai4code.train import train as fit  # torch and LightGBM load slowly: `--help` need not wait for them
+    from ai4code import data as official
+    from ai4code.train import summary_text
+    from ai4code.train import train as fit
 
     hashes = {"train": official.fingerprint(data)}
+    notebooks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
     with RunFolder.create(
         run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")
-            summary = folder.summary
-        else:
-            summary = fit(config, official.load(data, "train"), folder)
-    print(training_report.summary_text(preset, summary))
+        summary = folder.summary if folder.done else fit(config, notebooks, folder)
+    print(summary_text(preset, summary))
 
 
-def infer(run: Runs, data: Path, out: Path, split: Literal["auto", "train", "test"] = "auto") -> None:
+def infer(run: Runs, data: Path, out: Path, split: Split = "auto") -> None:
     """Write the submission for the notebooks of a split (auto: test where there is one); several --run: an ensemble."""
-    runs = [inference.FittedRun.open(path) for path in run]
-    splits = official.splits_in(data)
-    chosen = split if split != "auto" else ("test" if "test" in splits else "train")
-    notebooks = official.load(data, chosen)
-    official.write_submission(out, notebooks.ids, inference.infer(runs, notebooks))
+    from ai4code import data as official
+    from ai4code.infer import FittedRun, predict_orders
+
+    runs = [FittedRun.open(path) for path in run]
+    notebooks, chosen = official.load_split(data, split)
+    official.write_submission(out, notebooks.ids, predict_orders(runs, notebooks))
     say(f"{out}: {len(notebooks)} notebooks of the {chosen} split")
 
 
-def check(submission: Path, data: Path, split: Literal["auto", "train", "test"] = "auto") -> None:
+def check(submission: Path, data: Path, split: Split = "auto") -> None:
     """Would the judge take this submission? Every notebook and every cell exactly once."""
-    splits = official.splits_in(data)
-    chosen = split if split != "auto" else ("test" if "test" in splits else "train")
-    orders = official.check_submission(submission, official.load(data, chosen))
+    from ai4code import data as official
+
+    notebooks, chosen = official.load_split(data, split)
+    orders = official.check_submission(submission, notebooks)
     print(f"{submission}: valid, {len(orders)} notebooks of the {chosen} split")
 
 
-def evaluate(submission: Path, truth: Path, data: Path | None = None, json_: bool = False) -> None:
+def evaluate(submission: Path, truth: Path, data: Path | None = None, json_: Json = False) -> None:
     """Score a submission: the competition's tau with its interval, and every other metric that the truth allows."""
-    report = evaluation.evaluate_submission(submission, truth, data)
-    print(json.dumps(report) if json_ else evaluation.report_text(report))
+    from ai4code.evaluate import evaluate_submission, report_text
+
+    report = evaluate_submission(submission, truth, data)
+    print(json.dumps(report) if json_ else report_text(report))
 
 
 def predict(notebook: Positional[Path], run: Runs, write: Path | None = None) -> None:
     """Print the order that a run would give an .ipynb file, and which cells look misplaced."""
-    print(prediction.predict_file(notebook, [inference.FittedRun.open(path) for path in run], write))
+    from ai4code.infer import FittedRun
+    from ai4code.predict import predict_file
+
+    print(predict_file(notebook, [FittedRun.open(path) for path in run], write))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
+    from ai4code import tokenizer
+
     tokenizers: dict[str, cli.Verb] = {"train": tokenizer.train_command, "report": tokenizer.report_command}
     verbs: dict[str, cli.Verb | dict[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,

@@ -12,7 +12,7 @@ class DataConfig:
     """Which notebooks are fitted and which are scored."""
 
     fold: int | Literal["all", "none"] = "all"
-    """Left-out fold; all: every fold in turn, and inference averages their models; none: fit on everything, no score."""
+    """Left-out fold; all: each in turn, and inference averages their models; none: fit on everything, no score."""
     folds: int = 5
     """Number of folds; whole families of notebooks (ancestor_id) stay together."""
     limit: int | None = None
@@ -85,7 +85,7 @@ class BlendConfig:
     rounds: int = 30
     """Rounds of greedy selection of member weights on out-of-fold distributions."""
     position_error: float = 0.17
-    """Mean absolute error, relative to the code axis, by which a member that knows only a position is spread; measured."""
+    """Mean absolute error, relative to the code axis, by which bare positions are spread (that of `position`)."""
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,15 @@ def load(path: Path | str, split: Split | Literal["auto"] = "auto", *, workers: 
     return _assemble(plan.split, _drained(tables), len(plan.ids), cells, size, str(path))
 
 
+def load_split(
+    path: Path | str, split: Split | Literal["auto"] = "auto", *, workers: int | None = None
+) -> tuple[Notebooks, Split]:
+    """Loads the notebooks to answer, and says which split they are; "auto" prefers test, the split of a submission."""
+    splits = splits_in(path)
+    chosen: Split = split if split != "auto" else ("test" if "test" in splits else "train")
+    return load(path, chosen, workers=workers), chosen
+
+
 def read_official(path: Path | str, split: Split | Literal["auto"] = "auto") -> Iterator[Notebook]:
     """Yields the notebooks of an official folder or zip one after the other, sorted by id, checked.
 

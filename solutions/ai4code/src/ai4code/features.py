@@ -1,9 +1,9 @@
 """Numbers for the models: how a cell resembles each code cell of its notebook, and what follows for its place.
 
-Two tables are made of the same parts. `View.cell_features` has a row for every cell (regressors, ranker, MLP); `View.gap_block`
-has a row for every pair of a markdown cell and a gap (the gap models), written notebook by notebook, so that memory
-stays flat. A `CellTable` holds what no fold can change; what is fitted (document frequencies, singular vectors) comes
-in as a `TextModel`.
+Two tables are made of the same parts. `View.cell_features` has a row for every cell (regressors, ranker, MLP);
+`View.gap_block` has one for every pair of a markdown cell and a gap (the gap models), made notebook by notebook, so
+that memory stays flat. A `CellTable` holds what no fold can change; what is fitted (document frequencies, singular
+vectors) comes in as a `TextModel`.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
+from scipy.stats import rankdata
 
 from ai4code.data import Notebooks
 from ai4code.decode import true_gaps
@@ -312,7 +313,7 @@ def _gap_block(table: CellTable, tfidf: sp.csr_matrix, index: int) -> np.ndarray
         share = similarity / (highest + 1e-6)
         smooth = _smooth(similarity)
         smooth = smooth / (smooth.max(axis=1, keepdims=True) + 1e-6)
-        rank, rival = _ranks(similarity, axis=1), _ranks(similarity, axis=0)
+        rank, rival = _ranks(similarity), _rival_ranks(similarity)
         parts += [_before(similarity), _after(similarity), _before(share), _after(share), _before(z)]
         parts += [_before(rank, 99.0), _after(rank, 99.0), _before(rival, 99.0), _after(rival, 99.0)]
         parts += [_before(smooth) - _after(smooth), _before(smooth)]
@@ -350,10 +351,18 @@ def _after(values: np.ndarray, absent: float = 0.0) -> np.ndarray:
     return np.concatenate([np.full((len(values), 1), absent, np.float32), values], axis=1)
 
 
-def _ranks(values: np.ndarray, axis: int) -> np.ndarray:
-    """Rank from 0 for the highest; equal values by position."""
-    order = np.argsort(-values, axis=axis, kind="stable")
-    return np.argsort(order, axis=axis, kind="stable").astype(np.float32)
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank along the code axis from 0 for the highest; equal values by position."""
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.argsort(order, axis=1, kind="stable").astype(np.float32)
+
+
+def _rival_ranks(values: np.ndarray) -> np.ndarray:
+    """Rank among the markdown cells from 0 for the highest; equal ones share a rank, for json order says nothing."""
+    if not len(values):
+        return np.zeros_like(values)
+    rounded = np.round(values, 5)  # so that rounding errors do not part equal ones
+    return (rankdata(-rounded, method="min", axis=0) - 1).astype(np.float32)
 
 
 def _smooth(values: np.ndarray, width: float = 1.5) -> np.ndarray:

@@ -56,10 +56,17 @@ class FittedRun:
         config = config_from_dict(Config, run.config, source=str(path / "config.json"))
         tokenizer = path / "tokenizer.json" if config.text.tokenizer is not None else None
         try:
-            weights = json.loads((path / "weights.json").read_text(encoding="utf-8"))
+            stored = json.loads((path / "weights.json").read_text(encoding="utf-8"))
+            weights = {member: float(stored[member]) for member in config.members}
             folders = sorted(folder for folder in (path / "models").iterdir() if folder.is_dir())
             folds = [_load_fold(folder, config) for folder in folders]
-        except (OSError, ValueError, KeyError, RuntimeError) as error:  # what the readers of damaged model files raise
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # what the readers of damaged model files raise
             raise DataError(f"{path}: damaged run: {error}\n  do: restore the folder, or train again") from error
         except Exception as error:
             if type(error).__name__ not in ("LightGBMError", "SafetensorError"):  # neither is an OSError or ValueError
@@ -67,7 +74,7 @@ class FittedRun:
             raise DataError(f"{path}: damaged run: {error}\n  do: restore the folder, or train again") from error
         if not folds:
             raise DataError(f"{path / 'models'}: found no models, expected one folder a fold; train again")
-        return cls(config, word_source(tokenizer), {m: float(weights[m]) for m in config.members}, folds)
+        return cls(config, word_source(tokenizer), weights, folds)
 
     def place(self, notebooks: Notebooks) -> list[Placement]:
         """Answer notebooks, all at once in memory."""
@@ -109,7 +116,7 @@ def place_with_runs(runs: Sequence[FittedRun], notebooks: Notebooks) -> list[Pla
     ]
 
 
-def infer(runs: Sequence[FittedRun], notebooks: Notebooks) -> Iterator[list[str]]:
+def predict_orders(runs: Sequence[FittedRun], notebooks: Notebooks) -> Iterator[list[str]]:
     """Yield the cell ids of every notebook in predicted order, in the order of `notebooks.ids`."""
     chunks = range(0, len(notebooks), NOTEBOOKS_PER_CHUNK)
     for start in progress(chunks, label=f"infer, chunks of {NOTEBOOKS_PER_CHUNK} notebooks"):

@@ -10,7 +10,6 @@ from ai4code.boosting import Gaps, Joint, Position, Ranker
 from ai4code.config import Config, Member
 from ai4code.decode import Placement
 from ai4code.features import View
-from ai4code.mlp import Mlp
 
 FILES: dict[Member, str] = {
     "position": "position.txt",
@@ -43,6 +42,8 @@ def fit_member(name: Member, view: View, config: Config, log: Callable[..., None
         case "gaps":
             return Gaps.fit(view, config.gaps, config.pairs, config.seed)
         case "mlp":
+            from ai4code.mlp import Mlp  # PyTorch takes seconds to load: only where it is used
+
             return Mlp.fit(view, config.mlp, config.seed, log)
         case "joint":
             raise ValueError("'joint' is fitted by fit_joint, on the answers of 'gaps'")
@@ -62,6 +63,8 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
         case "gaps":
             return Gaps.load(folder)
         case "mlp":
+            from ai4code.mlp import Mlp  # as above
+
             return Mlp.load(folder)
         case "joint":
             raise ValueError("'joint' is read by Joint.load")
@@ -82,6 +85,8 @@ def count_parameters(name: Member, folder: Path) -> int:
     if not is_saved(name, folder):
         return 0
     if name == "mlp":
+        from ai4code.mlp import Mlp  # as above
+
         return sum(parameter.numel() for parameter in Mlp.load(folder).network.parameters())
     leaves = re.findall(r"^num_leaves=(\d+)$", (folder / FILES[name]).read_text(encoding="utf-8"), flags=re.M)
     return sum(map(int, leaves))

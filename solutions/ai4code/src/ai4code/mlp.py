@@ -1,7 +1,7 @@
 """The neural ranker as a member: its training loop, its answers, its file.
 
-The start is always fresh weights: a fold takes seconds, so a resumed run repeats an unfinished fold from its seed, which
-gives the same bits as a run that was never stopped.
+The start is always fresh weights: a fold takes minutes, so a resumed run repeats an unfinished fold from its seed,
+which gives the same bits as a run that was never stopped.
 """
 
 import json

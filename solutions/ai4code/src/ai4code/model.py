@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class PositionMlp(nn.Module):
-    """Features of a markdown cell, float32 [rows, n_features] → relative place on the code axis, float32 [rows], 0..1."""
+    """Features of markdown cells, float32 [rows, n_features] → relative places on the code axis, float32 [rows]."""
 
     def __init__(self, n_features: int, width: int, blocks: int, dropout: float) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """What the first answers for all markdown cells of a notebook say about each single pair of cell and gap."""
 
 import numpy as np
+from scipy.stats import rankdata
 
 from ai4code.features import View
 from ai4code.structure import Heading, precedes
@@ -50,7 +51,8 @@ def relation_block(view: View, index: int, probability: np.ndarray) -> np.ndarra
 
     level = np.array([one.level for one in headings], dtype=np.float64)[:, None]
     is_heading = (level > 0).astype(np.float64)
-    rank = np.argsort(np.argsort(mean[:, 0], kind="stable"), kind="stable")[:, None] / n
+    order = rankdata(np.round(mean, 5), method="min", axis=0)  # equal ones share a rank: json order says nothing
+    rank = (order - 1) / n
 
     parts = [
         p, np.log(p), p / surest, cdf - p / 2, gap - mean, gap - median, (gap - mean) / (sd + 0.3), sd, surest,
@@ -89,7 +91,7 @@ def _numbered_neighbours(
     """Which cell must precede which by its number, and where the nearest lower and upper numbers are thought to stand.
 
     Returns:
-        before float64 [n, n], 1 where the row's number is the smaller; lower, upper float64 [n] (−1 and `gaps` for none).
+        before float64 [n, n], 1 where the row's number is smaller; lower, upper float64 [n] (−1 and `gaps` for none).
     """
     n = len(headings)
     before = np.zeros((n, n))

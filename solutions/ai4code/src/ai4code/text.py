@@ -60,8 +60,8 @@ def analyze(texts: pa.Array, analyzer: Analyzer = split_words) -> Words:
     chunks = [texts.slice(start, CHUNK_CELLS) for start in range(0, len(texts), CHUNK_CELLS)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # Arrow's kernels release the interpreter lock
         lists = list(threads.map(lambda chunk: _without_empty(analyzer(chunk)), chunks))
-    if not lists:
-        return Words(np.zeros(0, np.int64), np.zeros(1, np.int64), pa.array([], pa.string()))
+    if not any(len(words.flatten()) for words in lists):  # Arrow drops empty chunks, so there would be none to join
+        return Words(np.zeros(0, np.int64), np.zeros(len(texts) + 1, np.int64), pa.array([], pa.string()))
     encoded = pa.chunked_array([words.flatten() for words in lists]).dictionary_encode().unify_dictionaries()
     codes = np.concatenate([np.asarray(chunk.indices) for chunk in encoded.chunks]).astype(np.int64)
     lengths = np.concatenate([np.asarray(pc.list_value_length(words)) for words in lists])

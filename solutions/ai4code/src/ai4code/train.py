@@ -1,7 +1,7 @@
 """From notebooks to a run folder, in order: words → folds → members, fold by fold → weights → report.
 
-Start policy: a run begins from nothing. With `--resume`, (1) models that the stopped run finished are read back, (2) all
-others are fitted from the seed, so the result has the same bits as a run that was never stopped.
+Start policy: a run begins from nothing. With `--resume`, (1) models that the stopped run finished are read back,
+(2) all others are fitted from the seed, so the result has the same bits as a run that was never stopped.
 
 What a fold leaves in `models/foldK/` is what `infer` needs: the text model and one file a member.
 """
@@ -25,7 +25,7 @@ from ai4code.members import count_parameters, fit_joint, fit_member, is_saved, l
 from ai4code.text import TextModel, fit_text_model
 from ai4code.words import word_source
 from kit_core.atomic import atomic_path, write_bytes, write_json
-from kit_core.console import say
+from kit_core.console import render_table, say
 from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
@@ -120,6 +120,22 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
     summary["seconds"] = round(time.monotonic() - started, 1)
     run.finish(summary)
     return summary
+
+
+def summary_text(preset: str, summary: dict[str, Any]) -> str:
+    """Render the summary of a run: held-out tau with its interval, members with weights, seconds."""
+    if summary["score"] is None:
+        return f"{preset}: fitted on every notebook in {summary['seconds']} s; no notebook was held out, so no score"
+    low, high = summary["interval"]
+    lines = [
+        f"{preset}: tau {summary['score']:.4f} ({low:.4f} to {high:.4f}, 95 %) on {summary['n']} held-out notebooks, "
+        f"{summary['seconds']} s"
+    ]
+    if len(summary["members"]) > 1:
+        scores = summary["score_of_members"]
+        rows = [(name, f"{weight:.3f}", f"{scores[name]:.4f}") for name, weight in summary["members"].items()]
+        lines.append(render_table(["member", "weight", "tau alone"], rows))
+    return "\n".join(lines)
 
 
 def assign_folds(ancestors: list[str], config: DataConfig) -> np.ndarray:

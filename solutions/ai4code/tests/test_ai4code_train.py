@@ -1,0 +1,389 @@
+"""Training and inference from end to end: presets, folds, resumption, repeatability, and runs that are refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ai4code import cli
+from ai4code import train as training
+from ai4code.config import Config, DataConfig, TextConfig, TreesConfig
+from ai4code.data import Notebooks, load, read_orders
+from ai4code.decode import Placement, decode
+from ai4code.features import View
+from ai4code.infer import FittedRun, predict_orders
+from ai4code.sample import write_sample
+from ai4code.train import assign_folds, fold_folder, report_placements, split_fold, train
+from kit_core.config import load_preset, preset_names
+from kit_core.errors import ConfigError, DataError
+from kit_core.run import RunFolder
+
+TREES = TreesConfig(rounds=10, leaves=7, smallest_leaf=5, learning_rate=0.2)
+MODEL_FILES = ("position.txt", "ranker.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
+
+
+def small(config: Config, **data: Any) -> Config:
+    """The same configuration, at a size that takes no time."""
+    trees = {
+        name: replace(getattr(config, name), rounds=10, leaves=7, smallest_leaf=5)
+        for name in ("position", "ranker", "gaps", "joint")
+    }
+    return replace(
+        config,
+        data=DataConfig(**({"folds": 2} | data)),
+        text=replace(config.text, components=min(config.text.components, 4)),
+        mlp=replace(config.mlp, epochs=1, width=16, blocks=1),
+        **trees,
+    )
+
+
+BLEND = small(Config(members=("position", "mlp", "gaps", "joint")))
+
+
+def run_training(config: Config, notebooks: Notebooks, path: Path, resume: bool = False) -> dict[str, Any]:
+    with RunFolder.create(path, config=config, preset="x", data_hashes={}, seed=config.seed, resume=resume) as run:
+        return train(config, notebooks, run)
+
+
+def models(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted((path / "models").rglob("*.*"))}
+
+
+def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "sample"
+    write_sample(folder, notebooks=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def notebooks(data: Path) -> Notebooks:
+    return load(data, "train", workers=1)
+
+
+@pytest.fixture(scope="module")
+def blend(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("train") / "blend"
+    return path, run_training(BLEND, notebooks, path)
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", preset_names(cli.PRESETS))
+def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
+    preset: str, notebooks: Notebooks, tmp_path: Path
+) -> None:
+    config = small(load_preset(Config, cli.PRESETS, preset))
+    summary = run_training(config, notebooks, tmp_path / "run")
+    assert summary["n"] == len(notebooks)
+    assert -1 <= summary["score"] <= 1
+    assert summary["interval"][0] <= summary["score"] <= summary["interval"][1]
+    assert sum(summary["members"].values()) == pytest.approx(1.0)
+    assert (summary["parameters"] > 0) == (set(config.members) - {"as-given", "middle", "similarity"} != set())
+
+    run = FittedRun.open(tmp_path / "run")
+    assert len(run.folds) == 2
+    folds = assign_folds(notebooks.ancestors or [], config.data)
+    table = pq.read_table(tmp_path / "run" / "oof.parquet").to_pylist()
+    for number, fold_models in enumerate(run.folds):
+        held = np.flatnonzero(folds == number)
+        for member in config.members:
+            # One fold's models and one member: what was held out is answered once more.
+            alone = replace(run, folds=[fold_models], weights={m: float(m == member) for m in config.members})
+            placements = alone.place(notebooks.select(held))
+            kept = [row for row in table if row["member"] == member and row["fold"] == number]
+            assert len(kept) == notebooks.n_markdown[held].sum()
+            found = np.concatenate([placement.position for placement in placements])
+            np.testing.assert_allclose(found, [row["position"] for row in kept], atol=1e-3)
+
+
+def test_rules_score_what_their_orders_score(notebooks: Notebooks, tmp_path: Path) -> None:
+    summary = run_training(small(Config(members=("as-given",))), notebooks, tmp_path / "run")
+    everything = np.arange(len(notebooks))
+    orders = [Placement(np.full(int(notebooks.n_markdown[i]), float(notebooks.n_code[i]))) for i in everything]
+    assert summary["score"] == report_placements(notebooks, everything, orders)["tau"]
+
+
+# --- folds -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_model_sees_a_family_that_it_answers(
+    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[set[str]] = []
+    answered: list[set[str]] = []
+    assert notebooks.ancestors is not None
+    families = np.array(notebooks.ancestors)
+
+    class Spy:
+        def __init__(self, seen: set[str]) -> None:
+            self.seen = seen
+
+        def place(self, view: View) -> list[Placement]:
+            answered.append(set(families[view.indices]))
+            assert not self.seen & answered[-1]
+            return [Placement(np.zeros(int(notebooks.n_markdown[i]))) for i in view.indices]
+
+        def save(self, folder: Path) -> None: ...
+
+    def fit(name: str, view: View, config: Config, log: Callable[..., None]) -> Spy:
+        fitted.append(set(families[view.indices]))
+        return Spy(fitted[-1])
+
+    monkeypatch.setattr(training, "fit_member", fit)
+    run_training(Config(data=DataConfig(folds=3)), notebooks, tmp_path / "run")
+    assert len(fitted) == 3
+    assert set().union(*answered) == set(families)
+
+
+def test_held_out_labels_do_not_change_a_fold(notebooks: Notebooks, tmp_path: Path) -> None:
+    """Other true orders in the held-out fold: the same models and the same answers there."""
+    config = small(Config(members=("position",)), fold=0)
+    folds = assign_folds(notebooks.ancestors or [], config.data)
+    _, held = split_fold(folds, 0, config.data)
+    assert notebooks.true_rank is not None
+    ranks = notebooks.true_rank.copy()
+    for i in held:
+        cells = slice(notebooks.offsets[i], notebooks.offsets[i + 1])
+        ranks[cells] = np.arange(len(ranks[cells]))
+    first = run_training(config, notebooks, tmp_path / "a")
+    second = run_training(config, replace(notebooks, true_rank=ranks), tmp_path / "b")
+    assert models(tmp_path / "a") == models(tmp_path / "b")
+    assert pq.read_table(tmp_path / "a" / "oof.parquet").equals(pq.read_table(tmp_path / "b" / "oof.parquet"))
+    assert first["score"] != second["score"]
+
+
+def test_no_fold_left_out(notebooks: Notebooks, tmp_path: Path) -> None:
+    summary = run_training(small(Config(members=("position",)), fold="none"), notebooks, tmp_path / "run")
+    assert (summary["score"], summary["n"], summary["folds"]) == (None, 0, "none")
+    assert [folder.name for folder in (tmp_path / "run" / "models").iterdir()] == ["whole"]
+    assert len(list(predict_orders([FittedRun.open(tmp_path / "run")], notebooks))) == len(notebooks)
+
+
+def test_a_single_fold(notebooks: Notebooks, tmp_path: Path) -> None:
+    config = small(Config(members=("position", "similarity")), folds=3, fold=1)
+    summary = run_training(config, notebooks, tmp_path / "run")
+    assert [folder.name for folder in (tmp_path / "run" / "models").iterdir()] == ["fold1"]
+    folds = assign_folds(notebooks.ancestors or [], config.data)
+    assert summary["n"] == (folds == 1).sum()
+    assert summary["folds"] == 1
+
+
+def test_a_limit_draws_the_same_notebooks_again() -> None:
+    folds = np.arange(40) % 4
+    fitted, held = split_fold(folds, 2, DataConfig(limit=7))
+    again, _ = split_fold(folds, 2, DataConfig(limit=7))
+    assert fitted.tolist() == again.tolist() == sorted(set(fitted.tolist()))
+    assert len(fitted) == 7
+    assert not set(fitted) & set(held)
+    assert len(split_fold(folds, 2, DataConfig(limit=100))[0]) == 30
+
+
+def test_blend_weights_for_a_fold_do_not_use_that_fold(
+    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[list[list[int]]] = []
+
+    def spy(members: Any, true_gaps: Any, rounds: int) -> np.ndarray:
+        chosen.append([gaps.tolist() for gaps in true_gaps])
+        return np.full(len(members), 1 / len(members))
+
+    monkeypatch.setattr(training, "fit_weights", spy)
+    config = small(Config(members=("as-given", "middle")), folds=3)
+    run_training(config, notebooks, tmp_path / "run")
+    folds = assign_folds(notebooks.ancestors or [], config.data)
+
+    def truth(wanted: np.ndarray) -> list[list[int]]:
+        return [training._true_gaps(notebooks, int(i)).tolist() for i in np.flatnonzero(wanted)]
+
+    assert chosen == [truth(folds >= 0), *(truth(folds != fold) for fold in range(3))]
+
+
+# --- repeatability and resumption ------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_give_the_same_bits(
+    blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, tmp_path: Path
+) -> None:
+    path, summary = blend
+    again = run_training(BLEND, notebooks, tmp_path / "again")
+    assert models(tmp_path / "again") == models(path)
+    assert without_seconds(again) == without_seconds(summary)
+    assert (tmp_path / "again" / "weights.json").read_bytes() == (path / "weights.json").read_bytes()
+
+
+@pytest.mark.parametrize(("member", "fold"), [("position", 1), ("gaps", 0), ("joint", 1)])
+def test_a_resumed_run_equals_an_unbroken_one(
+    member: str,
+    fold: int,
+    blend: tuple[Path, dict[str, Any]],
+    notebooks: Notebooks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, summary = blend
+    calls = 0
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def fit(*arguments: Any) -> Any:
+            nonlocal calls
+            if member == "joint" or arguments[0] == member:
+                calls += 1
+                if calls == fold + 1:
+                    raise KeyboardInterrupt
+            return original(*arguments)
+
+        return fit
+
+    name = "fit_joint" if member == "joint" else "fit_member"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, name, dying(getattr(training, name)))
+        with pytest.raises(KeyboardInterrupt):
+            run_training(BLEND, notebooks, tmp_path / "run")
+    kept = models(tmp_path / "run")
+    assert 0 < len(kept) < len(models(path))
+    with pytest.raises(DataError, match="not finished"):
+        FittedRun.open(tmp_path / "run")
+    times = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
+
+    resumed = run_training(BLEND, notebooks, tmp_path / "run", resume=True)
+    assert models(tmp_path / "run") == models(path)
+    assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept} == times  # read back, not fitted
+    assert without_seconds(resumed) == without_seconds(summary)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_test_notebooks_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train_orders\.csv"):
+        run_training(BLEND, load(data, "test", workers=1), tmp_path / "run")
+
+
+def test_joint_needs_all_folds(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "joint", "--data", str(data), "--run", str(tmp_path / "run"), "--data.fold", "0"]
+    assert cli.main(arguments) == 2
+    assert "data.fold" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_impossible_settings_are_refused() -> None:
+    for settings, words in (
+        ({"members": ()}, "members"),
+        ({"members": ("gaps", "gaps")}, "members"),
+        ({"members": ("joint", "gaps")}, "gaps"),
+        ({"members": ("gaps", "joint"), "data": DataConfig(fold="none")}, "data.fold"),
+        ({"members": ("gaps", "position"), "data": DataConfig(fold="none")}, "blend weights"),
+        ({"data": DataConfig(folds=1)}, "data.folds"),
+        ({"data": DataConfig(folds=3, fold=3)}, "data.fold"),
+        ({"data": DataConfig(limit=0)}, "data.limit"),
+        ({"text": TextConfig(longest=0)}, "text.longest"),
+        ({"text": TextConfig(character_share=1.5)}, "character_share"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Config(**settings)  # type: ignore[arg-type]  # a table of wrong settings
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, Damage] = (
+    {
+        "no weights": lambda run: (run / "weights.json").unlink(),
+        "weights without a member": lambda run: (run / "weights.json").write_text('{"mlp": 1.0}'),
+        "weights that are a list": lambda run: (run / "weights.json").write_text("[]"),
+        "weights that are no numbers": lambda run: (run / "weights.json").write_text(
+            json.dumps(dict.fromkeys(BLEND.members))
+        ),
+        "weights that are no JSON": lambda run: (run / "weights.json").write_text("{"),
+        "no mark of the end": lambda run: (run / "DONE").unlink(),
+        "no configuration": lambda run: (run / "config.json").unlink(),
+        "no models": lambda run: shutil.rmtree(run / "models"),
+        "no fold": lambda run: [shutil.rmtree(folder) for folder in (run / "models").iterdir()],
+    }
+    | {
+        f"{what} {file}": (lambda run, file=file, make=make: make(run / "models" / "fold1" / file))  # type: ignore[misc]
+        for file in ("position.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
+        for what, make in {
+            "absent": Path.unlink,
+            "empty": lambda path: path.write_bytes(b""),
+            "foreign": lambda path: path.write_bytes(b"\xff\x00 something else \n" * 20),
+            "half a": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        }.items()
+    }
+)
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_damaged_runs_are_refused(
+    damage: str,
+    blend: tuple[Path, dict[str, Any]],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "submission.csv"
+    shutil.copytree(blend[0], run)
+    DAMAGES[damage](run)
+    assert cli.main(["infer", "--run", str(run), "--data", str(data), "--out", str(out)]) == 3
+    message = capsys.readouterr().err
+    assert str(run) in message
+    assert "Traceback" not in message
+    assert not out.exists()
+
+
+# --- the programs ----------------------------------------------------------------------------------------------------
+
+
+def test_infer_check_and_evaluate(
+    blend: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(blend[0]), tmp_path / "submission.csv"
+    assert cli.main(["infer", "--run", run, "--run", run, "--data", str(data), "--out", str(out)]) == 0
+    assert cli.main(["check", "--submission", str(out), "--data", str(data)]) == 0
+    capsys.readouterr()
+    both = read_orders(out)
+    assert cli.main(["infer", "--run", run, "--data", str(data), "--out", str(tmp_path / "one.csv")]) == 0
+    assert read_orders(tmp_path / "one.csv") == both  # a run beside itself says what it says alone
+    test = load(data, "test", workers=1)
+    placements = FittedRun.open(blend[0]).place(test)
+    for index, id_ in enumerate(test.ids):
+        cells = test.cells(index)
+        assert both[id_] == [cells[i] for i in decode(placements[index], int(test.n_code[index]))]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_predict_reorders_a_notebook_file(
+    empty: bool, blend: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = nbformat.v4
+    cells = [
+        new.new_code_cell("" if empty else "import pandas as pd"),
+        new.new_code_cell("" if empty else "frame = pd.read_csv('a.csv')"),
+        new.new_markdown_cell("" if empty else "# Import pandas"),
+        new.new_markdown_cell("" if empty else "Read the csv into a frame"),
+    ]
+    path, out = tmp_path / "mine.ipynb", tmp_path / "ordered.ipynb"
+    nbformat.write(new.new_notebook(cells=cells), path)
+    before = path.read_bytes()
+    assert cli.main(["predict", str(path), "--run", str(blend[0]), "--write", str(out)]) == 0
+    assert "look misplaced" in capsys.readouterr().out
+    written = nbformat.read(out, as_version=4)
+    assert sorted(cell["id"] for cell in written.cells) == sorted(cell["id"] for cell in cells)
+    assert [c["source"] for c in written.cells if c["cell_type"] == "code"] == [c["source"] for c in cells[:2]]
+    assert path.read_bytes() == before
+
+
+def test_models_lie_where_infer_looks(blend: tuple[Path, dict[str, Any]]) -> None:
+    names = {file.name for file in fold_folder(blend[0], 0).iterdir()}
+    assert names == set(MODEL_FILES) - {"ranker.txt"}
