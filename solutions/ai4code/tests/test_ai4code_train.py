@@ -273,7 +273,8 @@ def test_test_notebooks_cannot_be_trained_on(data: Path, tmp_path: Path) -> None
 
 
 def test_joint_needs_all_folds(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "joint", "--data", str(data), "--run", str(tmp_path / "run"), "--data.fold", "0"]
+    arguments = ["train", "gaps", "--members", "gaps", "joint", "--data.fold", "0"]
+    arguments += ["--data", str(data), "--run", str(tmp_path / "run")]
     assert cli.main(arguments) == 2
     assert "data.fold" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

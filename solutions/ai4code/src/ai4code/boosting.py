@@ -4,6 +4,7 @@ Every class has `fit` (looks at the true order of the view's notebooks), `place`
 code or without markdown have one possible order; they teach nothing and are answered without the model.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,13 @@ class Position:
         rows = view.is_markdown & (n_code > 0)
         target = view.true_gap[rows] / n_code[rows]
         weight = n_code[rows] / n_code[rows].mean()
-        data = lgb.Dataset(view.cell_features[rows], target, weight=weight)
+        data = lgb.Dataset(view.markdown_features[rows[view.is_markdown]], target, weight=weight)
         return cls(lgb.train(_parameters(config, "regression_l1", seed), data, config.rounds))
 
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view."""
-        share = _predict(self.booster, view.cell_features, view.is_markdown)
+        share = np.zeros(len(view.rows))
+        share[view.is_markdown] = _predict(self.booster, view.markdown_features)
         placements = []
         for index, start, stop in zip(view.indices, view.offsets[:-1], view.offsets[1:], strict=True):
             n_code = view.n_code(index)
@@ -117,7 +119,7 @@ class Ranker:
 
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view."""
-        score = _predict(self.booster, view.cell_features, np.ones(len(view.rows), bool))
+        score = _predict(self.booster, view.cell_features)
         placements = []
         for index, start, stop in zip(view.indices, view.offsets[:-1], view.offsets[1:], strict=True):
             n_code = view.n_code(index)
@@ -236,13 +238,20 @@ def _classify(booster: lgb.Booster, block: np.ndarray) -> Placement:
     return Placement.from_gap_scores(np.asarray(score, dtype=np.float64).reshape(block.shape[:2]))
 
 
-def _predict(booster: lgb.Booster, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Predict the chosen rows; the others get 0."""
-    score = np.zeros(len(rows))
-    if rows.any():
-        score[rows] = np.asarray(booster.predict(features[rows]))
-    return score
+def _predict(booster: lgb.Booster, features: np.ndarray) -> np.ndarray:
+    """Predict rows; LightGBM refuses a table of none."""
+    return np.asarray(booster.predict(features)) if len(features) else np.zeros(0)
 
 
 def _booster(path: Path) -> lgb.Booster:
-    return lgb.Booster(model_str=path.read_text(encoding="utf-8"))
+    """Read trees; a text that is not whole is refused here, because LightGBM ends the process over one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    text = path.read_text(encoding="utf-8")
+    sizes = re.search(r"^tree_sizes=([\d ]*)$", text, flags=re.M)
+    start, stop = text.find("Tree=0\n"), text.find("end of trees\n")
+    if not text.startswith("tree\n") or sizes is None or sum(map(int, sizes[1].split())) != stop - start:
+        raise ValueError(f"{path.name}: found no whole model of LightGBM")
+    return lgb.Booster(model_str=text)

@@ -36,7 +36,7 @@ class Mlp:
         """Learn from the markdown cells of the view; `log(epoch=, loss=)` is called after each epoch."""
         n_code = np.repeat(view.table.notebooks.n_code[view.indices], np.diff(view.offsets))
         rows = view.is_markdown & (n_code > 0)
-        features = torch.from_numpy(view.cell_features[rows])
+        features = torch.from_numpy(view.markdown_features[rows[view.is_markdown]])
         target = torch.from_numpy((view.true_gap[rows] / n_code[rows]).astype(np.float32))
         weight = torch.from_numpy((n_code[rows] / n_code[rows].mean()).astype(np.float32))
 
@@ -71,7 +71,7 @@ class Mlp:
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view."""
         share = np.zeros(len(view.rows))
-        share[view.is_markdown] = self.network(torch.from_numpy(view.cell_features[view.is_markdown])).numpy()
+        share[view.is_markdown] = self.network(torch.from_numpy(view.markdown_features)).numpy()
         placements = []
         for index, start, stop in zip(view.indices, view.offsets[:-1], view.offsets[1:], strict=True):
             n_code = view.n_code(index)
@@ -82,18 +82,20 @@ class Mlp:
         """Write the weights; the header of the file holds what rebuilds the network."""
         header = {
             "format_version": FORMAT_VERSION,
-            "config": json.dumps(asdict(self.config)),
-            "n_features": str(len(self.network.standardise.mean)),
+            "config": asdict(self.config),
+            "n_features": len(self.network.standardise.mean),
         }
-        write_bytes(folder / "mlp.safetensors", save(self.network.state_dict(), metadata=header))
+        # One entry alone: safetensors writes several in a random order, and equal runs are to give equal files.
+        metadata = {"ai4code": json.dumps(header)}
+        write_bytes(folder / "mlp.safetensors", save(self.network.state_dict(), metadata=metadata))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
         with safe_open(folder / "mlp.safetensors", framework="pt") as file:
-            header = file.metadata()
+            header = json.loads(file.metadata()["ai4code"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        config = MlpConfig(**json.loads(header["config"]))
-        network = build_model(config, int(header["n_features"]))
+        config = MlpConfig(**header["config"])
+        network = build_model(config, header["n_features"])
         network.load_state_dict(weights)
         return cls(network.eval(), config)
