@@ -298,31 +298,28 @@ def test_impossible_settings_are_refused() -> None:
 
 
 Damage = Callable[[Path], object]
-DAMAGES: dict[str, Damage] = (
-    {
-        "no weights": lambda run: (run / "weights.json").unlink(),
-        "weights without a member": lambda run: (run / "weights.json").write_text('{"mlp": 1.0}'),
-        "weights that are a list": lambda run: (run / "weights.json").write_text("[]"),
-        "weights that are no numbers": lambda run: (run / "weights.json").write_text(
-            json.dumps(dict.fromkeys(BLEND.members))
-        ),
-        "weights that are no JSON": lambda run: (run / "weights.json").write_text("{"),
-        "no mark of the end": lambda run: (run / "DONE").unlink(),
-        "no configuration": lambda run: (run / "config.json").unlink(),
-        "no models": lambda run: shutil.rmtree(run / "models"),
-        "no fold": lambda run: [shutil.rmtree(folder) for folder in (run / "models").iterdir()],
-    }
-    | {
-        f"{what} {file}": (lambda run, file=file, make=make: make(run / "models" / "fold1" / file))  # type: ignore[misc]
-        for file in ("position.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
-        for what, make in {
-            "absent": Path.unlink,
-            "empty": lambda path: path.write_bytes(b""),
-            "foreign": lambda path: path.write_bytes(b"\xff\x00 something else \n" * 20),
-            "half a": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-        }.items()
-    }
-)
+DAMAGES: dict[str, Damage] = {
+    "no weights": lambda run: (run / "weights.json").unlink(),
+    "weights without a member": lambda run: (run / "weights.json").write_text('{"mlp": 1.0}'),
+    "weights that are a list": lambda run: (run / "weights.json").write_text("[]"),
+    "weights that are no numbers": lambda run: (run / "weights.json").write_text(
+        json.dumps(dict.fromkeys(BLEND.members))
+    ),
+    "weights that are no JSON": lambda run: (run / "weights.json").write_text("{"),
+    "no mark of the end": lambda run: (run / "DONE").unlink(),
+    "no configuration": lambda run: (run / "config.json").unlink(),
+    "no models": lambda run: shutil.rmtree(run / "models"),
+    "no fold": lambda run: [shutil.rmtree(folder) for folder in (run / "models").iterdir()],
+} | {
+    f"{what} {file}": (lambda run, file=file, make=make: make(run / "models" / "fold1" / file))
+    for file in ("position.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
+    for what, make in {
+        "absent": Path.unlink,
+        "empty": lambda path: path.write_bytes(b""),
+        "foreign": lambda path: path.write_bytes(b"\xff\x00 something else \n" * 20),
+        "half a": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    }.items()
+}
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
