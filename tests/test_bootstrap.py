@@ -102,14 +102,14 @@ def test_a_failed_install_is_tried_twice_and_not_taken_for_done(checkout: Path) 
 
 def test_the_index_is_the_one_of_pip(checkout: Path) -> None:
     pytest.importorskip("pip")
-    index = "https://packages.invalid/simple"
+    index = "https://packages.invalid/index"
     _, calls = bootstrap(checkout, PIP_INDEX_URL=index, POETRY_PYPI_MIRROR_URL="")
     assert calls[-1].endswith(f"mirror={index}")
 
 
 def test_an_index_given_to_poetry_wins(checkout: Path) -> None:
     _, calls = bootstrap(
-        checkout, PIP_INDEX_URL="https://other.invalid/simple", POETRY_PYPI_MIRROR_URL="https://mine.invalid"
+        checkout, PIP_INDEX_URL="https://other.invalid/index", POETRY_PYPI_MIRROR_URL="https://mine.invalid"
     )
     assert calls[-1].endswith("mirror=https://mine.invalid")
 
