@@ -16,17 +16,15 @@ from ai4code.decode import Placement, decode
 from ai4code.features import (
     CELL_FEATURES,
     GAP_FEATURES,
-    SIMILARITIES,
     View,
-    _first_occurrence,
     describe,
-    similarity_maps,
     split_identifiers,
 )
 from ai4code.members import FittedMember, load_member
 from ai4code.mlp import Mlp
 from ai4code.relations import RELATION_FEATURES, relation_block
 from ai4code.sample import write_sample
+from ai4code.similarity import SIMILARITIES, similarity_maps
 from ai4code.structure import (
     CODE_FEATURES,
     MARKDOWN_FEATURES,
@@ -37,7 +35,7 @@ from ai4code.structure import (
     markdown_features,
     precedes,
 )
-from ai4code.text import TextModel, analyze, fit_text_model
+from ai4code.text import TextModel, analyze, fit_text_model, unit_rows
 
 COMPONENTS = 4
 TREES = TreesConfig(rounds=20, leaves=7, smallest_leaf=5, learning_rate=0.2)
@@ -132,27 +130,68 @@ def test_single_cells_have_the_widths_of_their_names() -> None:
     assert (named["says_load"], named["says_plot"], named["ends_with_colon"], named["one_line"]) == (1, 0, 1, 0)
 
 
-def test_only_the_first_occurrence_of_a_word_is_kept() -> None:
-    code = sp.csr_matrix(np.array([[1.0, 0, 2], [3, 4, 0], [5, 6, 7]], np.float32))
-    assert _first_occurrence(code).toarray().tolist() == [[1, 0, 2], [0, 4, 0], [0, 0, 0]]
+def plain_similarities(
+    tfidf: np.ndarray, used: np.ndarray, defined: np.ndarray, start: int, n_code: int, stop: int
+) -> np.ndarray:
+    """The five similarities by whole dense tables and loops, as their definitions read."""
+    cells, code = tfidf[start:stop], tfidf[start : start + n_code]
+    holders = np.maximum((code != 0).sum(axis=0), 1)
+    names, code_names = used[start:stop], used[start : start + n_code]
+    names = names / np.maximum((code_names != 0).sum(axis=0), 1)
+    names = unit_rows(sp.csr_matrix(names)).toarray()
+    first_words, first_bound = np.zeros_like(code), np.zeros_like(code_names)
+    for table, kept in ((code, first_words), (defined[start : start + n_code], first_bound)):
+        for column in range(table.shape[1]):
+            rows = np.flatnonzero(table[:, column])
+            if len(rows):
+                kept[rows[0], column] = table[rows[0], column]
+    return np.stack(
+        [
+            cells @ code.T,
+            cells @ first_words.T,
+            (cells / holders) @ code.T,
+            names @ names[:n_code].T,
+            names @ first_bound.T,
+        ]
+    )
+
+
+@pytest.mark.parametrize("dense_numbers", [20_000_000, 12, 1])
+def test_similarities_equal_their_definitions(dense_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ai4code.similarity.DENSE_NUMBERS", dense_numbers)
+    rng = np.random.default_rng(0)
+    for n_code, n_markdown in ((1, 0), (1, 3), (4, 3), (7, 1), (6, 9)):
+        start, stop = 2, 2 + n_code + n_markdown
+        tfidf = rng.random((stop + 2, 15)) * (rng.random((stop + 2, 15)) < 0.4)
+        tfidf = unit_rows(sp.csr_matrix(tfidf.astype(np.float32))).toarray()
+        used = (rng.random((stop + 2, 12)) < 0.3).astype(np.float32)
+        defined = used * (rng.random(used.shape) < 0.5)
+        expected = plain_similarities(tfidf, used, defined, start, n_code, stop)
+        tables = [sp.csr_matrix(table) for table in (tfidf, used, defined)]
+        for first in (0, n_code):
+            found = similarity_maps(*tables, start, n_code, stop, first)
+            assert found == pytest.approx(expected[:, first:], abs=2e-5)
+
+
+def test_a_bound_name_that_the_text_does_not_hold_counts_nothing() -> None:
+    nothing = sp.csr_matrix(np.zeros((2, 3), np.float32))
+    bound = sp.csr_matrix(np.array([[0, 1, 0], [0, 0, 0]], np.float32))
+    assert similarity_maps(nothing, nothing, bound, 0, 1, 2).tolist() == [[[0.0], [0.0]]] * 5
 
 
 def test_similarities_of_a_hand_made_notebook() -> None:
     notebook = packed((["alpha = 1", "alpha + beta", "gamma = alpha"], ["the alpha", "beta", "gamma", "nothing else"]))
-    maps = dict(zip(SIMILARITIES, similarity_maps(*_of(notebook), 0, slice(3, None)), strict=True))
+    view = view_of(notebook)
+    found = similarity_maps(view.tfidf, view.table.used, view.table.defined, 0, 3, 7, first=3)
+    maps = dict(zip(SIMILARITIES, found, strict=True))
     assert (maps["words"][0] > 0).all()  # every code cell says alpha,
     assert np.flatnonzero(maps["new_words"][0]).tolist() == [0]  # the first one first,
     assert np.flatnonzero(maps["new_names"][0]).tolist() == [0]  # and there it is bound
     assert np.flatnonzero(maps["new_names"][1]).tolist() == []  # beta is used, never bound
     assert np.flatnonzero(maps["names"][1]).tolist() == [1]
     assert np.flatnonzero(maps["new_names"][2]).tolist() == [2]
-    assert maps["rare_words"][0] == pytest.approx(maps["words"][0] / 3)  # three code cells hold it
+    assert maps["rare_words"][0] == pytest.approx(maps["words"][0] / 3, abs=1e-5)  # three code cells hold it
     assert all((maps[kind][3] == 0).all() for kind in SIMILARITIES)
-
-
-def _of(notebooks: Notebooks) -> tuple[Any, sp.csr_matrix]:
-    view = view_of(notebooks)
-    return view.table, view.tfidf
 
 
 def test_true_gaps_by_hand() -> None:
@@ -210,7 +249,9 @@ def test_which_numbers_must_stand_in_order() -> None:
         ("def f(x):\n    y = x\nclass K: pass\nasync def g(): pass", {"f", "y", "K", "g"}),
         ("import numpy as np, os.path\nfrom a.b import c as d, e", {"np", "os", "d", "e"}),
         ("for i in r:\n    pass\nwith o() as h:\n    k += 1", {"i", "h", "k"}),
-        ("[q for q in z if (w := q)]", {"q", "w"}),
+        ("r = [q for q in z]\nlambda u: u\nx.y = d[k] = 2", {"r"}),  # q and u end with their expression
+        ("try:\n    a = 1\nexcept E:\n    b = 2\nelse:\n    c: int = 3\nfinally:\n    d = 4", {"a", "b", "c", "d"}),
+        ("while p:\n    if q:\n        t = 1\n    else:\n        u = 2", {"t", "u"}),
         ("%matplotlib inline\n!pip install x\nv = 1", {"v"}),
         ("print 'python 2'\nold, young = 1, 2\ndef f(x): pass\nimport pandas as pd", {"old", "young", "f", "pd"}),
         ("x = = 1\nif y == 2: pass", {"x"}),

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from scipy.stats import rankdata
+from threadpoolctl import threadpool_limits
 
 from ai4code.data import Notebooks
 from ai4code.decode import true_gaps
+from ai4code.similarity import SIMILARITIES, similarity_maps
 from ai4code.structure import (
     CODE_FEATURES,
     MARKDOWN_FEATURES,
@@ -27,12 +29,11 @@ from ai4code.structure import (
     heading,
     markdown_features,
 )
-from ai4code.text import TextModel, Words, WordSource, analyze, character_counts, count_matrix, unit_rows, word_ngrams
+from ai4code.text import TextModel, Words, WordSource, analyze, character_counts, count_matrix, word_ngrams
 
 NOT_A_NAME = r"[^A-Za-z0-9_]+"
 SHARPNESS = 20.0  # of the softmax over cosines; 20 was the best of 5, 10, 20 for placing by similarity alone
 PROFILE_BINS = 10
-SIMILARITIES = ("words", "new_words", "rare_words", "names", "new_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,49 +123,11 @@ def split_identifiers(texts: pa.Array) -> pa.Array:
     return pc.ascii_split_whitespace(pc.ascii_trim_whitespace(blanks))
 
 
-def similarity_maps(table: CellTable, tfidf: sp.csr_matrix, index: int, rows: slice = slice(None)) -> np.ndarray:
-    """Compare cells of one notebook with its code cells in five ways: float32 [5, rows, n_code].
-
-    In the order of `SIMILARITIES`: cosine of TF-IDF words; the same with only those words of a code cell that no
-    earlier one has; words weighted by their rarity among the notebook's own code cells; identifiers so weighted;
-    identifiers that the code cell is the first to bind.
-    """
-    start, stop = table.notebooks.offsets[index : index + 2]
+def _maps(table: CellTable, tfidf: sp.csr_matrix, index: int, first: int = 0) -> np.ndarray:
+    """Compare the cells of a notebook, from the `first` on, with its code cells: float32 [5, cells, n_code]."""
+    start, stop = table.notebooks.offsets[index : index + 2].tolist()
     n_code = int(table.notebooks.n_code[index])
-    cells, code = tfidf[start:stop][rows], tfidf[start : start + n_code]
-    used, used_code = table.used[start:stop][rows], table.used[start : start + n_code]
-    name_rarity = _rarity(used_code)
-    names, code_names = unit_rows(_scale_columns(used, name_rarity)), unit_rows(_scale_columns(used_code, name_rarity))
-    newly_defined = _first_occurrence(table.defined[start : start + n_code])
-    return np.stack(
-        [
-            (cells @ code.T).toarray(),
-            (cells @ _first_occurrence(code).T).toarray(),
-            (_scale_columns(cells, _rarity(code)) @ code.T).toarray(),
-            (names @ code_names.T).toarray(),
-            (names @ newly_defined.T).toarray(),
-        ]
-    ).astype(np.float32)
-
-
-def _rarity(code: sp.csr_matrix) -> np.ndarray:
-    """1 / number of code cells that hold a word; 1 for words that none holds."""
-    return 1.0 / np.maximum(np.bincount(code.indices, minlength=code.shape[1]), 1)
-
-
-def _scale_columns(matrix: sp.csr_matrix, scale: np.ndarray) -> sp.csr_matrix:
-    scaled = matrix.copy()
-    scaled.data = scaled.data * scale[matrix.indices].astype(np.float32)
-    return scaled
-
-
-def _first_occurrence(code: sp.csr_matrix) -> sp.csr_matrix:
-    """Keep of every column only the first non-zero row."""
-    kept = np.zeros(len(code.indices), np.float32)
-    kept[np.unique(code.indices, return_index=True)[1]] = 1.0  # a CSR lists its rows in order
-    first = code.copy()
-    first.data = first.data * kept
-    return first
+    return similarity_maps(tfidf, table.used, table.defined, start, n_code, stop, first)
 
 
 # --- One row a cell ---
@@ -243,7 +206,8 @@ class View:
         return self._features(self.rows[self.is_markdown], markdown_only=True)
 
     def _features(self, rows: np.ndarray, markdown_only: bool) -> np.ndarray:
-        blocks = [_cell_block(self.table, self.tfidf, int(i), markdown_only) for i in self.indices]
+        with threadpool_limits(1, user_api="blas"):  # its threads cost more to wake than such small products take
+            blocks = [_cell_block(self.table, self.tfidf, int(i), markdown_only) for i in self.indices]
         relations = np.concatenate([np.zeros((0, _CELL_BLOCK_WIDTH), np.float32), *blocks])
         singular = self.text.project(self.tfidf[rows], self.table.words.vocabulary)
         return np.concatenate([relations, self.table.markdown[rows], self.table.code[rows], singular], axis=1)
@@ -268,20 +232,21 @@ def _cell_block(table: CellTable, tfidf: sp.csr_matrix, index: int, markdown_onl
     if n_code == 0:
         empty = np.full((n_cells, _CELL_BLOCK_WIDTH - len(parts)), -1.0)
         return np.concatenate([np.stack(parts, axis=1), empty], axis=1).astype(np.float32)
-    maps = similarity_maps(table, tfidf, index, slice(first, None))
+    maps = _maps(table, tfidf, index, first)
     place = (np.arange(n_code) + 0.5) / n_code
-    for similarity in maps:
-        best = similarity.argmax(axis=1)
-        highest = similarity[np.arange(n_cells), best]
-        others = similarity.copy()
-        others[np.arange(n_cells), best] = -1.0
-        second = others.argmax(axis=1)
-        weight = np.exp(SHARPNESS * (similarity - highest[:, None]))
-        weight /= weight.sum(axis=1, keepdims=True)
-        soft = weight @ place
-        spread = np.sqrt(np.maximum(weight @ place**2 - soft**2, 0.0))
-        margin = highest - np.maximum(others[np.arange(n_cells), second], 0.0)
-        parts += [place[best], highest, place[second], margin, soft, spread, similarity.mean(axis=1)]
+    best = maps.argmax(axis=2)
+    highest = maps.max(axis=2)
+    others = maps.copy()
+    np.put_along_axis(others, best[:, :, None], -1.0, axis=2)
+    second = others.argmax(axis=2)
+    weight = np.exp(SHARPNESS * (maps - highest[:, :, None]))
+    weight /= weight.sum(axis=2, keepdims=True)
+    soft = weight @ place
+    spread = np.sqrt(np.maximum(weight @ place**2 - soft**2, 0.0))
+    margin = highest - np.maximum(others.max(axis=2), 0.0)
+    # Row by row of `_PLACE_NAMES` within each similarity.
+    found = np.stack([place[best], highest, place[second], margin, soft, spread, maps.mean(axis=2)], axis=1)
+    parts += list(found.reshape(len(maps) * len(_PLACE_NAMES), n_cells))
     bins = (np.arange(n_code) * PROFILE_BINS) // n_code
     profile = np.full((n_cells, PROFILE_BINS), -1.0)
     for bin_ in np.unique(bins):
@@ -314,7 +279,7 @@ def _gap_block(table: CellTable, tfidf: sp.csr_matrix, index: int) -> np.ndarray
     start = int(table.notebooks.offsets[index])
     n_code, n_markdown = int(table.notebooks.n_code[index]), int(table.notebooks.n_markdown[index])
     shape = (n_markdown, n_code + 1)
-    maps = similarity_maps(table, tfidf, index, slice(n_code, None))
+    maps = _maps(table, tfidf, index, n_code)
     parts: list[np.ndarray] = []
     for similarity in maps:
         highest = similarity.max(axis=1, keepdims=True)

@@ -120,14 +120,27 @@ def defined_names(source: str) -> set[str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: NUL bytes; the others: hostile nesting
         return {name for pattern in BINDINGS for found in pattern.finditer(source) for name in found.groups() if name}
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+    # Statements and what they bind; expressions, most of a tree, hardly ever do (`:=`).
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             names.add(node.name)
-        elif isinstance(node, ast.alias):
-            names.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Tuple | ast.List):
+            waiting += node.elts
+        elif isinstance(node, ast.Starred):
+            waiting.append(node.value)
+        for part in _BINDING_PARTS:
+            inside = getattr(node, part, None)
+            waiting += inside if isinstance(inside, list) else [] if inside is None else [inside]
     return names
+
+
+_BINDING_PARTS = ("body", "orelse", "finalbody", "handlers", "cases", "targets", "target", "items", "optional_vars")
 
 
 def precedes(first: Heading, second: Heading) -> bool:

@@ -244,5 +244,5 @@ def fit_text_model(
     if not components:
         return model
     tfidf = model.transform(train[:, seen], words)
-    _, _, right = randomized_svd(tfidf, n_components=min(components, min(tfidf.shape) - 1), n_iter=3, random_state=seed)
+    _, _, right = randomized_svd(tfidf, n_components=min(components, min(tfidf.shape) - 1), n_iter=2, random_state=seed)
     return TextModel(words, model.idf, model.unseen_idf, right.astype(np.float32), sublinear)
