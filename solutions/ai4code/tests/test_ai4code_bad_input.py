@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ai4code.data import check_submission, load, prepare, read_official, splits_in, submission_ranks
+from ai4code.data import load, prepare, read_official, splits_in
+from ai4code.submission import check_submission, submission_ranks
 from kit_core.errors import DataError
 
 GOOD = {"cell_type": {"a": "code", "b": "code", "c": "markdown"}, "source": {"a": "x = 1", "b": "x", "c": "# text"}}

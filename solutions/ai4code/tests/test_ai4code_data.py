@@ -19,19 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai4code import data
-from ai4code.data import (
-    Notebooks,
-    check_submission,
-    fingerprint,
-    load,
-    predicted_true_ranks,
-    prepare,
-    read_official,
-    read_orders,
-    splits_in,
-    submission_ranks,
-    write_submission,
-)
+from ai4code.data import Notebooks, fingerprint, load, prepare, read_official, splits_in
+from ai4code.submission import check_submission, predicted_true_ranks, read_orders, submission_ranks, write_submission
 from kit_core.errors import ConfigError, DataError
 
 # id -> cells in true order, as (cell id, type, text); some ids are such as a guessing reader takes for numbers.

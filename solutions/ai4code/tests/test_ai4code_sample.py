@@ -10,8 +10,9 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ai4code import sample
-from ai4code.data import Notebooks, check_submission, load, read_orders, splits_in, submission_ranks
+from ai4code.data import Notebooks, load, splits_in
 from ai4code.sample import write_sample
+from ai4code.submission import check_submission, read_orders, submission_ranks
 from kit_core.errors import ConfigError
 
 

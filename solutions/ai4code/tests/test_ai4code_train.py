@@ -15,11 +15,12 @@ import pytest
 from ai4code import cli
 from ai4code import train as training
 from ai4code.config import Config, DataConfig, TextConfig, TreesConfig
-from ai4code.data import Notebooks, load, read_orders
+from ai4code.data import Notebooks, load
 from ai4code.decode import Placement, decode
 from ai4code.features import View
 from ai4code.infer import FittedRun, predict_orders
 from ai4code.sample import write_sample
+from ai4code.submission import read_orders
 from ai4code.train import assign_folds, fold_folder, report_placements, split_fold, train
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError

@@ -64,21 +64,23 @@ def train(preset: str, config: Config, data: Path, run: Path, resume: bool = Fal
 
 def infer(run: Runs, data: Path, out: Path, split: Split = "auto") -> None:
     """Write the submission for the notebooks of a split (auto: test where there is one); several --run: an ensemble."""
-    from ai4code import data as official
+    from ai4code.data import load_split
     from ai4code.infer import FittedRun, predict_orders
+    from ai4code.submission import write_submission
 
     runs = [FittedRun.open(path) for path in run]
-    notebooks, chosen = official.load_split(data, split)
-    official.write_submission(out, notebooks.ids, predict_orders(runs, notebooks))
+    notebooks, chosen = load_split(data, split)
+    write_submission(out, notebooks.ids, predict_orders(runs, notebooks))
     say(f"{out}: {len(notebooks)} notebooks of the {chosen} split")
 
 
 def check(submission: Path, data: Path, split: Split = "auto") -> None:
     """Would the judge take this submission? Every notebook and every cell exactly once."""
-    from ai4code import data as official
+    from ai4code.data import load_split
+    from ai4code.submission import check_submission
 
-    notebooks, chosen = official.load_split(data, split)
-    orders = official.check_submission(submission, notebooks)
+    notebooks, chosen = load_split(data, split)
+    orders = check_submission(submission, notebooks)
     print(f"{submission}: valid, {len(orders)} notebooks of the {chosen} split")
 
 

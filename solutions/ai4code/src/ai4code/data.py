@@ -1,4 +1,4 @@
-"""The notebooks of AI4Code: read the official layout with every check, pack it once, read and judge submissions.
+"""The notebooks of AI4Code: read the official layout with every check, and pack it once.
 
     notebooks = load("AI4Code.zip")                      # or a folder, or what `prepare` wrote
     prepare(Path("AI4Code.zip"), Path("packed"), workers=2)
@@ -44,7 +44,7 @@ from kit_core.atomic import atomic_path, write_json
 from kit_core.console import progress
 from kit_core.errors import ConfigError, DataError, KitError, Problems
 from kit_io.source import Source
-from kit_io.tables import read_csv, write_csv
+from kit_io.tables import read_csv
 
 Split = Literal["train", "test"]
 Int64 = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ FORMAT = "ai4code-prepared"
 FORMAT_VERSION = 1
 NOTEBOOKS_PER_SHARD = 2_000  # about 30 MB of text: large enough to compress well, small enough for many workers
 PARALLEL_FROM = 3 * NOTEBOOKS_PER_SHARD  # below this, starting processes costs more than it saves
-SUBMISSION_COLUMNS = ("id", "cell_order")
+ORDER_COLUMNS = ("id", "cell_order")
 ANCESTOR_COLUMNS = ("id", "ancestor_id", "parent_id")
 
 _EXPECTED = (
@@ -137,7 +137,7 @@ class Notebooks:
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
         lengths = self.lengths[chosen]
-        offsets = _offsets(lengths)
+        offsets = offsets_of(lengths)
         cells = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
         return Notebooks(
             ids=[self.ids[i] for i in chosen],
@@ -243,6 +243,11 @@ def fingerprint(path: Path | str) -> str:
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
 
+def official_source(path: Path | str) -> Source | None:
+    """The folder or zip at `path` for reading, or None where it is a prepared folder."""
+    return None if _read_manifest(Path(path)) is not None else _open(path)
+
+
 def _open(path: Path | str) -> Source:
     return Source.open_source(path, keep=_SPLITS)
 
@@ -290,7 +295,7 @@ class _Layout:
 
     def _nothing(self, expected: str) -> DataError:
         members = self.source.members()
-        found = f"{len(members)} other files ({_some(members)})" if members else "no files at all"
+        found = f"{len(members)} other files ({some(members)})" if members else "no files at all"
         return DataError(
             f"{self.source.name}: no notebooks\n  found: {found}\n  expected: {expected}\n"
             "  do: give the folder or zip of the competition as downloaded, or another split"
@@ -313,7 +318,7 @@ class _Plan:
         """Reads the csv files and holds their ids against the json files."""
         layout = _Layout.of(source)
         chosen: Split = layout.splits[0] if split == "auto" else split
-        orders_csv = _csv(source, "train_orders.csv", SUBMISSION_COLUMNS) if chosen == "train" else {}
+        orders_csv = _csv(source, "train_orders.csv", ORDER_COLUMNS) if chosen == "train" else {}
         members = layout.notebooks(chosen)
         ids = sorted(members)
         orders: dict[str, str] | None = None
@@ -321,13 +326,13 @@ class _Plan:
         problems = Problems(source.name, _EXPECTED, _REMEDY)
         if chosen == "train":
             file = "train_orders.csv"
-            orders = _keyed(problems, file, orders_csv["id"], orders_csv["cell_order"])
-            _same_ids(problems, file, orders, members)
+            orders = keyed(problems, file, orders_csv["id"], orders_csv["cell_order"])
+            same_ids(problems, file, orders, members)
             file = "train_ancestors.csv"
             columns = _csv(source, file, ANCESTOR_COLUMNS)
             pairs = list(zip(columns["ancestor_id"], columns["parent_id"], strict=True))
-            ancestors = _keyed(problems, file, columns["id"], pairs)
-            _same_ids(problems, file, ancestors, members)
+            ancestors = keyed(problems, file, columns["id"], pairs)
+            same_ids(problems, file, ancestors, members)
             for id_, (ancestor, _) in ancestors.items():
                 if not ancestor.strip():
                     problems.add(f"{file}, notebook {id_}", "an empty ancestor_id")
@@ -403,7 +408,7 @@ def _parse(raw: bytes) -> tuple[list[str], list[str], int]:
     if not isinstance(content, dict):
         raise DataError(f"a json {_json_name(content)}, not an object")
     if content.keys() != {"cell_type", "source"}:
-        raise DataError(f"the keys {_some(content) or 'none'}, not cell_type and source")
+        raise DataError(f"the keys {some(content) or 'none'}, not cell_type and source")
     types, texts = content["cell_type"], content["source"]
     for key, value in content.items():
         if not isinstance(value, dict):
@@ -412,20 +417,20 @@ def _parse(raw: bytes) -> tuple[list[str], list[str], int]:
         raise DataError("no cells")
     if types.keys() != texts.keys():
         only_type, only_text = types.keys() - texts.keys(), texts.keys() - types.keys()
-        parts = [f"cell {_some(sorted(only_type))} without a source"] if only_type else []
-        parts += [f"cell {_some(sorted(only_text))} without a cell_type"] if only_text else []
+        parts = [f"cell {some(sorted(only_type))} without a source"] if only_type else []
+        parts += [f"cell {some(sorted(only_text))} without a cell_type"] if only_text else []
         raise DataError(", ".join(parts))
     cell_ids = list(types)
     joined = " ".join(cell_ids)
     if joined.split() != cell_ids or not joined.isprintable():
-        bad = [f'"{_shown(cell)}"' for cell in cell_ids if cell.split() != [cell] or not cell.isprintable()]
-        raise DataError(f"cell id {_some(bad)}, which no row of an order can hold")
+        bad = [f'"{shown(cell)}"' for cell in cell_ids if cell.split() != [cell] or not cell.isprintable()]
+        raise DataError(f"cell id {some(bad)}, which no row of an order can hold")
     kinds = list(types.values())
     n_code = kinds.count("code")
     if kinds != ["code"] * n_code + ["markdown"] * (len(kinds) - n_code):
         for cell, kind in types.items():
             if kind != "code" and kind != "markdown":
-                name = f'"{_shown(kind)}"' if isinstance(kind, str) else f"json {_json_name(kind)}"
+                name = f'"{shown(kind)}"' if isinstance(kind, str) else f"json {_json_name(kind)}"
                 raise DataError(f'cell {cell} of the type {name}, not "code" or "markdown"')
         late = next(cell for cell in cell_ids[n_code:] if types[cell] == "code")
         raise DataError(f"code cell {late} after a markdown cell")
@@ -444,7 +449,7 @@ def _what(error: DataError) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise DataError(f"the key {_some(_repeated(key for key, _ in pairs))} more than once in an object")
+        raise DataError(f"the key {some(_repeated(key for key, _ in pairs))} more than once in an object")
     return content
 
 
@@ -456,12 +461,12 @@ def order_faults(order: Sequence[str], cell_ids: Sequence[str], n_code: int | No
     position = {cell: rank for rank, cell in enumerate(order)}
     faults = []
     if len(position) != len(order):
-        faults.append(f"cell {_some(_repeated(order))} more than once in the order")
+        faults.append(f"cell {some(_repeated(order))} more than once in the order")
     if position.keys() != set(cell_ids):
         missing = [cell for cell in cell_ids if cell not in position]
         unknown = sorted(position.keys() - set(cell_ids))
-        faults += [f"no cell {_some(missing)} in the order"] if missing else []
-        faults += [f"cell {_some(unknown)} in the order, unknown to the json"] if unknown else []
+        faults += [f"no cell {some(missing)} in the order"] if missing else []
+        faults += [f"cell {some(unknown)} in the order, unknown to the json"] if unknown else []
     if not faults and n_code:
         ranks = [position[cell] for cell in cell_ids[:n_code]]
         for i in range(1, n_code):
@@ -482,21 +487,21 @@ def _csv(source: Source, file: str, columns: Sequence[str]) -> dict[str, list[st
 _T = TypeVar("_T")
 
 
-def _keyed(problems: Problems, file: str, ids: list[str], values: list[_T]) -> dict[str, _T]:
+def keyed(problems: Problems, file: str, ids: list[str], values: list[_T]) -> dict[str, _T]:
     """The rows by id; a doubled id is a problem, and so is an empty one."""
     rows: dict[str, _T] = {}
     for number, (id_, value) in enumerate(zip(ids, values, strict=True), start=1):
         if id_ in rows or not id_.strip():
-            found = f"notebook {_shown(id_)} a second time" if id_ in rows else "an empty id"
+            found = f"notebook {shown(id_)} a second time" if id_ in rows else "an empty id"
             problems.add(f"{file}, data row {number}", found)
         else:
             rows[id_] = value
     return rows
 
 
-def _same_ids(problems: Problems, file: str, rows: Mapping[str, object], members: Mapping[str, str]) -> None:
+def same_ids(problems: Problems, file: str, rows: Mapping[str, object], members: Mapping[str, str]) -> None:
     for id_ in sorted(rows.keys() - members.keys()):
-        problems.add(f"{file}, notebook {_shown(id_)}", f"a row, but no {_shown(id_)}.json")
+        problems.add(f"{file}, notebook {shown(id_)}", f"a row, but no {shown(id_)}.json")
     for id_ in sorted(members.keys() - rows.keys()):
         problems.add(f"{file}, notebook {id_}", f"no row, though {members[id_]} is there")
 
@@ -510,14 +515,14 @@ def _repeated(values: Iterable[str]) -> list[str]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _some(values: Iterable[object]) -> str:
+def some(values: Iterable[object]) -> str:
     """The first three, and how many more."""
-    listed = [_shown(str(value)) for value in values]
+    listed = [shown(str(value)) for value in values]
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return ", ".join(listed[:3]) + more
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Fit for a message: one line, not too long."""
     return (text if text.isprintable() else repr(text))[:60]
 
@@ -648,7 +653,7 @@ def _shard_table(shard: _Shard) -> tuple[Any, _Found]:
             rows.append(notebook)
     if problems:
         return None, problems
-    offsets = pa.array(_offsets(np.array([len(row.cell_ids) for row in rows], np.int64)), pa.int32())
+    offsets = pa.array(offsets_of(np.array([len(row.cell_ids) for row in rows], np.int64)), pa.int32())
     texts = [text for row in rows for text in row.sources]
     try:
         sources = pa.array(texts, pa.large_string())
@@ -780,7 +785,7 @@ def _read_shard(file: Path) -> Any:
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file, str(error)) from None
     if not table.schema.equals(_SCHEMA):
-        raise _damaged(file, f"the columns {_some(table.schema.names)}")
+        raise _damaged(file, f"the columns {some(table.schema.names)}")
     return table
 
 
@@ -827,7 +832,7 @@ def _assemble(split: Split, tables: Iterator[Any], notebooks: int, cells: int, t
     return Notebooks(
         ids=ids,
         ancestors=ancestors if split == "train" else None,
-        offsets=_offsets(lengths),
+        offsets=offsets_of(lengths),
         n_code=n_code,
         cell_ids=pa.concat_arrays(cell_ids) if cell_ids else pa.array([], pa.string()),
         sources=pa.LargeStringArray.from_buffers(cells, pa.py_buffer(ends), pa.py_buffer(text)),
@@ -849,7 +854,7 @@ def _text_bytes(table: Any) -> int:
     return len(_large_string_parts(table["source"].combine_chunks().flatten())[1])
 
 
-def _offsets(lengths: Int64) -> Int64:
+def offsets_of(lengths: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -866,7 +871,7 @@ def _refuse_foreign(out: Path) -> None:
                 f"{split}/{p.name}" for p in sorted((out / split).iterdir()) if not p.name.startswith((".", "shard-"))
             ]
     if foreign:
-        raise ConfigError(f"{out}: holds other files ({_some(foreign)}); choose an empty or a new folder")
+        raise ConfigError(f"{out}: holds other files ({some(foreign)}); choose an empty or a new folder")
 
 
 def _clear(out: Path, made: bool) -> None:
@@ -941,170 +946,3 @@ def _begin_worker() -> None:
 def _drained(tables: deque[Any]) -> Iterator[Any]:
     while tables:
         yield tables.popleft()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Submissions
-
-
-def write_submission(path: Path, ids: Sequence[str], orders: Iterable[Sequence[str]]) -> None:
-    """Writes `id,cell_order`, one row a notebook in the order of `ids`; atomic.
-
-    orders: for every notebook, all of its cell ids in predicted order.
-    """
-    rows = ((id_, " ".join(order)) for id_, order in zip(ids, orders, strict=True))
-    write_csv(path, SUBMISSION_COLUMNS, rows)
-
-
-def read_orders(path: Path | str) -> dict[str, list[str]]:
-    """The rows of a submission, or of train_orders.csv: notebook id -> cell ids in order.
-
-    Raises:
-        DataError: not a csv with the header id,cell_order, or a notebook has two rows.
-    """
-    path = Path(path)
-    columns = read_csv(path, None, SUBMISSION_COLUMNS)
-    problems = Problems(path, "one row a notebook", "keep one row of each notebook")
-    rows = _keyed(problems, path.name, columns["id"], columns["cell_order"])
-    problems.raise_if_any()
-    return {id_: order.split() for id_, order in rows.items()}
-
-
-def check_submission(path: Path | str, notebooks: Notebooks) -> dict[str, list[str]]:
-    """The orders of a submission that the judge would take for these notebooks.
-
-    Every notebook once, every cell of it once, code cells too; that code cells keep their order is not asked.
-
-    Raises:
-        DataError: notebooks or cells are missing, doubled or unknown, or the header is another.
-    """
-    cells = {id_: notebooks.cells(i) for i, id_ in enumerate(notebooks.ids)}
-    return _checked_orders(Path(path), cells)
-
-
-def _checked_orders(path: Path, cells: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    orders = read_orders(path)
-    problems = Problems(
-        path,
-        f"{len(cells)} rows, one a notebook, each with every cell id of the notebook exactly once",
-        "write the submission again from the same notebooks; code cells belong into it as well",
-    )
-    for id_ in cells:
-        if id_ not in orders:
-            problems.add(f"notebook {id_}", "no row")
-    for id_, order in orders.items():
-        if id_ not in cells:
-            problems.add(f"notebook {_shown(id_)}", "a row for a notebook that the data does not hold")
-            continue
-        for fault in order_faults(order, cells[id_], None):
-            problems.add(f"notebook {id_}", fault)
-    problems.raise_if_any()
-    return orders
-
-
-@dataclass(frozen=True, eq=False)
-class PredictedRanks:
-    """Orders against the truth, packed as `kit_metrics.ordering.Orderings` takes them.
-
-    true_rank    int64[cells]: cells in predicted order, the value being the true position inside the notebook.
-    is_markdown  bool[cells], aligned; None where the truth does not tell (then only tau has a meaning).
-    offsets      int64[n + 1].
-    groups       n ancestor ids, or the notebook ids where ancestors are unknown.
-    """
-
-    true_rank: Int64
-    is_markdown: Bool | None
-    offsets: Int64
-    groups: list[str]
-
-
-def predicted_true_ranks(notebooks: Notebooks, orders: Mapping[str, Sequence[str]]) -> PredictedRanks:
-    """Packs orders of these notebooks for the metrics; `orders` must hold all of them, checked by `check_submission`.
-
-    Raises:
-        DataError: the notebooks have no true order.
-    """
-    if notebooks.true_rank is None:
-        raise DataError(f"notebooks {_some(notebooks.ids)}: found no true order, expected train notebooks")
-    parts: list[Int64] = []
-    for i, id_ in enumerate(notebooks.ids):
-        position = {cell: j for j, cell in enumerate(notebooks.cells(i))}
-        parts.append(np.array([position[cell] for cell in orders[id_]], np.int64) + notebooks.offsets[i])
-    cells = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    groups = notebooks.ancestors or notebooks.ids
-    return PredictedRanks(notebooks.true_rank[cells], notebooks.is_markdown[cells], notebooks.offsets, list(groups))
-
-
-def submission_ranks(submission: Path | str, truth: Path | str, data: Path | str | None = None) -> PredictedRanks:
-    """Checks a submission against the truth and packs both for the metrics.
-
-    truth: a csv of orders in the layout of train_orders.csv, or a folder, zip or prepared folder that holds orders
-        (train_orders.csv, or test_orders.csv as a generated sample has it); of two splits, the one that the submission
-        names is taken.
-    data: with a csv as truth, where to read cell types; without it `is_markdown` is None.
-
-    Raises:
-        DataError: the submission is not one for this truth, or the truth is damaged.
-    """
-    submission, truth = Path(submission), Path(truth)
-    if truth.is_file() and truth.suffix.lower() == ".csv":
-        true_orders = read_orders(truth)
-        if data is None:
-            return _ranks_without_types(true_orders, _checked_orders(submission, true_orders))
-        notebooks = _with_orders(_best_split(Path(data), splits_in(data), true_orders), true_orders, truth)
-    else:
-        notebooks = _load_truth(truth, read_orders(submission))
-    return predicted_true_ranks(notebooks, check_submission(submission, notebooks))
-
-
-def _ranks_without_types(truth: Mapping[str, list[str]], orders: Mapping[str, list[str]]) -> PredictedRanks:
-    parts: list[Int64] = []
-    for id_, order in truth.items():
-        rank = {cell: i for i, cell in enumerate(order)}
-        parts.append(np.array([rank[cell] for cell in orders[id_]], np.int64))
-    lengths = np.array([len(part) for part in parts], np.int64)
-    ranks = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return PredictedRanks(ranks, None, _offsets(lengths), list(truth))
-
-
-def _load_truth(path: Path, wanted: Mapping[str, object]) -> Notebooks:
-    """The notebooks, with their orders, of the split in `path` that shares most notebooks with `wanted`."""
-    source = None if _read_manifest(path) is not None else _open(path)
-    hidden = source is not None and source.has("test_orders.csv")
-    splits = [split for split in splits_in(path) if split == "train" or hidden]
-    if not splits:
-        raise DataError(
-            f"{path}: no truth\n  found: notebooks without orders\n  expected: train_orders.csv or test_orders.csv\n"
-            "  do: give the data that the orders belong to, or a csv of orders"
-        )
-    notebooks = _best_split(path, splits, wanted)
-    if notebooks.true_rank is not None or source is None:
-        return notebooks
-    columns = read_csv(source, "test_orders.csv", SUBMISSION_COLUMNS)
-    orders = {id_: order.split() for id_, order in zip(columns["id"], columns["cell_order"], strict=True)}
-    return _with_orders(notebooks, orders, path / "test_orders.csv")
-
-
-def _best_split(path: Path, splits: Sequence[Split], wanted: Mapping[str, object]) -> Notebooks:
-    """The split of `path`, among `splits`, that shares most notebooks with `wanted`."""
-    if len(splits) == 1:
-        return load(path, splits[0])
-    loaded = [load(path, split) for split in splits]
-    return max(loaded, key=lambda notebooks: sum(id_ in wanted for id_ in notebooks.ids))
-
-
-def _with_orders(notebooks: Notebooks, orders: Mapping[str, list[str]], file: Path) -> Notebooks:
-    """The notebooks with the true orders of a csv; DataError when these are not orders of exactly these notebooks."""
-    problems = Problems(
-        file, "one row for each notebook of the data, with each of its cells once", "give the truth of this data"
-    )
-    _same_ids(problems, file.name, orders, {id_: id_ for id_ in notebooks.ids})
-    ranks: list[int] = []
-    for i, id_ in enumerate(notebooks.ids):
-        order, cells = orders.get(id_, []), notebooks.cells(i)
-        for fault in order_faults(order, cells, int(notebooks.n_code[i])) if id_ in orders else []:
-            problems.add(f"notebook {id_}", fault)
-        position = {cell: rank for rank, cell in enumerate(order)}
-        ranks += [position.get(cell, -1) for cell in cells]
-    problems.raise_if_any()
-    return replace(notebooks, true_rank=np.array(ranks, np.int64))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ai4code.data import PredictedRanks, submission_ranks
+from ai4code.submission import PredictedRanks, submission_ranks
 from kit_core.console import render_table
 from kit_metrics.bootstrap import bootstrap_ratio
 from kit_metrics.ordering import Orderings, inversions_per_segment, kendall_tau_pooled, ordering_report

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ai4code.data import ANCESTOR_COLUMNS, SUBMISSION_COLUMNS
+from ai4code.data import ANCESTOR_COLUMNS, ORDER_COLUMNS
 from kit_core.atomic import atomic_dir
 from kit_core.errors import ConfigError
 from kit_io.tables import write_csv
@@ -103,12 +103,12 @@ def write_sample(out: Path, notebooks: int = 160, seed: int = 0) -> Sample:
             raise ConfigError(f"notebooks: found {notebooks}, expected at most {there}, all that the libraries give")
         for name in wanted:
             rows = [(id_, " ".join(order)) for id_, order in sorted(orders[name].items())]
-            write_csv(folder / f"{name}_orders.csv", SUBMISSION_COLUMNS, rows)
+            write_csv(folder / f"{name}_orders.csv", ORDER_COLUMNS, rows)
         write_csv(
             folder / "train_ancestors.csv", ANCESTOR_COLUMNS, [(i, ancestors[i], "") for i in sorted(orders["train"])]
         )
         rows = [(id_, " ".join(given[id_])) for id_ in sorted(orders["test"])]
-        write_csv(folder / "sample_submission.csv", SUBMISSION_COLUMNS, rows)
+        write_csv(folder / "sample_submission.csv", ORDER_COLUMNS, rows)
     return Sample(out, len(orders["train"]), len(orders["test"]), total_cells)
 
 
