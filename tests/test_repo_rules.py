@@ -23,6 +23,7 @@ RESULTS_COLUMNS = [
     "seconds",
     "parameters",
     "revision",
+    "remarks",
 ]
 
 # Put together from halves, so that this file does not contain what it forbids.
@@ -33,6 +34,8 @@ REGISTRY_HOSTS = re.compile(
 REMINDERS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
 SILENCERS = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?P<codes>[^#]*)(?P<reason>.*)")
 MARKDOWN_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# Beside the repository, of the tools, and inside a run folder.
+MADE_ON_DEMAND = {"..", "runs", ".venv", ".tools", "checkpoints", "members", "plots", "state", "tensorboard", "vectors"}
 PATH_IN_PROSE = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*)`")
 
 
@@ -211,6 +214,8 @@ def test_results_are_well_formed(solution: Any) -> None:
         assert int(row["n"]) > 0, row
         assert float(row["seconds"]) >= 0, row
         assert row["data"], row
+        assert int(row["parameters"]) >= 0, row
+        assert re.fullmatch(r"[0-9a-f]{7}\+?", row["revision"]), row
 
 
 def test_the_demo_covers_every_solution(solution: Any, repo_root: Path) -> None:
@@ -259,8 +264,8 @@ def test_paths_named_in_documents_exist(documents: list[Path], repo_root: Path) 
     for path in documents:
         for name in PATH_IN_PROSE.findall(path.read_text(encoding="utf-8")):
             parts = name.rstrip("/").split("/")
-            if parts[0] in {"..", "runs", ".venv", ".tools"} or any(re.fullmatch(r"[A-Z_]+", part) for part in parts):
-                continue  # beside the repository, made on demand, or a stand-in
+            if parts[0] in MADE_ON_DEMAND or any(re.fullmatch(r"[A-Z_]+", part) for part in parts):
+                continue
             if not any(list(base.glob("/".join(parts))) for base in (path.parent, repo_root, *members)):
                 absent.append(f"{path.relative_to(repo_root)}: {name}")
     assert not absent

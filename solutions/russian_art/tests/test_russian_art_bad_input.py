@@ -321,15 +321,23 @@ def test_damaged_prepared_folders(official: Path, tmp_path: Path):
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         (out / "manifest.json").write_text(json.dumps(manifest | changes), encoding="utf-8")
 
+    def edit_aspect(text: str) -> None:
+        file = out / "train/images.csv"
+        lines = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+        lines[1][lines[0].index("aspect")] = text
+        file.write_text("\n".join("\t".join(line) for line in lines) + "\n", encoding="utf-8")
+
     damages: list[tuple[Callable[[], object], str]] = [
         (lambda: cut(out / "train/pixels.npy"), "pixels.npy: damaged"),
         (lambda: (out / "train/pixels.npy").unlink(), "pixels.npy: damaged"),
         (lambda: cut(out / "train/images.csv"), "images.csv"),
+        (lambda: edit_aspect("0"), "images.csv: damaged"),
+        (lambda: edit_aspect("wide"), "images.csv: damaged"),
         (lambda: (out / "label_to_id.csv").unlink(), "label_to_id.csv: damaged"),
         (lambda: cut(out / "manifest.json"), "manifest.json: damaged"),
         (lambda: edit_manifest(size="32"), "manifest.json: damaged"),
         (lambda: edit_manifest(size=64), "pixels.npy: damaged"),
-        (lambda: edit_manifest(format_version=99), "found format_version 99, expected 1"),
+        (lambda: edit_manifest(format_version=99), "found format_version 99, expected 2"),
         (lambda: edit_manifest(splits={}), "manifest.json: damaged"),
     ]
     for damage, words in damages:

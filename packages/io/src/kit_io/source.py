@@ -195,7 +195,7 @@ class _FolderSource(Source):
 
     def _open(self, full_name: str) -> IO[bytes]:
         # Checked at every read and without the list: after unpickling there is none, and a link may be new.
-        if _unsafe_name(full_name) or _is_junk(full_name) or _normalised(full_name) != full_name:
+        if unsafe_name(full_name) or is_junk(full_name) or normalised(full_name) != full_name:
             raise KeyError(full_name)
         real = Path(os.path.realpath(f"{self._path}/{full_name}"))
         if not _is_inside(str(real), self._path) or not real.is_file():
@@ -265,12 +265,12 @@ def _checked_infos(name: str, archive: zipfile.ZipFile, archive_bytes: int) -> d
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         # `orig_filename` is what the table says; `filename` ends at a NUL, or comes from a Unicode extra field.
-        fault = _unsafe_name(info.orig_filename) or _unsafe_name(info.filename) or _member_fault(info, archive_bytes)
-        member = _normalised(info.filename)
+        fault = unsafe_name(info.orig_filename) or unsafe_name(info.filename) or _member_fault(info, archive_bytes)
+        member = normalised(info.filename)
         if not fault and not info.is_dir():
             if member in infos:
                 fault = "a second member of this name"
-            elif not _is_junk(member):
+            elif not is_junk(member):
                 infos[member] = info
         if fault:
             problems.add(f"member {shown(info.orig_filename)}", fault)
@@ -309,9 +309,9 @@ def _list_folder(name: str, root: str) -> dict[str, Entry]:
             with os.scandir(f"{root}/{folder}") as found:
                 for item in found:
                     member = folder + item.name
-                    if _is_junk(member):
+                    if is_junk(member):
                         continue
-                    fault = _unsafe_name(member) or _item_fault(item, root)
+                    fault = unsafe_name(member) or _item_fault(item, root)
                     if fault:
                         problems.add(f"member {shown(member)}", fault)
                     elif item.is_dir(follow_symlinks=False):
@@ -495,11 +495,11 @@ def refuse(source: str, where: str, found: str, *, expected: str, remedy: str) -
     raise AssertionError("a problem was added, so raise_if_any has raised")
 
 
-def _unsafe_name(member: str) -> str | None:
+def unsafe_name(member: str) -> str | None:
     """Return what is wrong with a member's name, if anything."""
     if not SUSPICIOUS.search(member):
         return None
-    if not _normalised(member):
+    if not normalised(member):
         return "an empty name"
     if member.startswith("/"):
         return "an absolute name"
@@ -516,12 +516,12 @@ def _unsafe_name(member: str) -> str | None:
     return None
 
 
-def _normalised(member: str) -> str:
+def normalised(member: str) -> str:
     """Drop the parts that mean nothing: some programs write `./train/x.json` or `train//x.json`."""
     return "/".join(part for part in member.split("/") if part not in ("", "."))
 
 
-def _is_junk(member: str) -> bool:
+def is_junk(member: str) -> bool:
     base = member.rpartition("/")[2]
     return base in (".DS_Store", "Thumbs.db") or base.startswith("._") or "__MACOSX" in member.split("/")
 

@@ -13,13 +13,16 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from kit_core.config import did_you_mean
 from kit_core.console import say
 from kit_core.errors import ConfigError, DataError, Problems
 from kit_core.run import hash_file
+from russian_art.config import Precision
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +45,7 @@ class Weights:
 def find_weights(name: str, place: Path | None) -> Weights:
     """Find the weights of a backbone: `NAME.safetensors` (.pth, .pt, .bin) in the folder `place`, or `place` itself.
 
-    `place` None means none; the path `hub` asks timm's hub. A bare architecture name also fits a file with a tag.
+    `place` None means none; the path `hub` asks timm's hub. Of a name with a tag, a file without the tag will do.
 
     Raises:
         ConfigError: `place` does not exist.
@@ -53,7 +56,8 @@ def find_weights(name: str, place: Path | None) -> Weights:
         return Weights(None, "hub", "hub")
     if not place.exists():
         raise ConfigError(f"{place}: no such file or folder; expected weights such as {name}.safetensors, or 'hub'")
-    candidates = [place] if place.is_file() else [place / f"{name}{suffix}" for suffix in SUFFIXES]
+    known = dict.fromkeys((name, name.split(".")[0]))
+    candidates = [place] if place.is_file() else [place / f"{one}{suffix}" for one in known for suffix in SUFFIXES]
     for path in candidates:
         if path.is_file():
             return Weights(path, "file", hash_file(path))
@@ -72,6 +76,8 @@ def create(name: str, weights: Weights, *, dropout: float = 0.0, drop_path: floa
         near = did_you_mean(architecture, timm.list_models())
         raise ConfigError(f"backbone {name!r}: timm {timm.__version__} has no such model{near}")
     options: dict[str, Any] = {"drop_rate": dropout}
+    if is_model_in_modules(architecture, ("vision_transformer", "eva")):
+        options["dynamic_img_size"] = True  # positions are interpolated: DINOv2 was trained at 518 px, and 224 do well
     if drop_path:
         options["drop_path_rate"] = drop_path
     try:
@@ -160,10 +166,53 @@ def to_images(
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def unsquashed(pixels: NDArray[np.uint8], aspect: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Put squashed images uint8[n, h, w, 3] back into proportion: uint8[n, size, size, 3], centred on white.
+
+    `aspect` float64[n] is width over height; the longer side becomes `size`.
+    """
+    out = np.full((len(pixels), size, size, 3), 255, dtype=np.uint8)
+    for i, one in enumerate(pixels):
+        rows, columns = inside(float(aspect[i]), size)
+        edges = (columns.stop - columns.start, rows.stop - rows.start)
+        picture = Image.fromarray(np.asarray(one)).resize(edges, Image.Resampling.BICUBIC)
+        out[i, rows, columns] = np.asarray(picture)
+    return out
+
+
+def inside(aspect: float, size: int) -> tuple[slice, slice]:
+    """Return the rows and columns that an image of this aspect takes in a square of `size` pixels; at least one."""
+    width, height = max(1, round(size * min(1.0, aspect))), max(1, round(size * min(1.0, 1 / aspect)))
+    top, left = (size - height) // 2, (size - width) // 2
+    return slice(top, top + height), slice(left, left + width)
+
+
 def placed(model: M, device: torch.device | str) -> M:
     """Move a model to a device, its images in the channels-last order that convolutions like best."""
     moved: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     return moved
+
+
+def check_size(model: nn.Module, size: int) -> None:
+    """Refuse images of an edge that a backbone cannot take.
+
+    Raises:
+        ConfigError: a transformer whose patches do not fill the edge, or one that is made for another edge.
+    """
+    embedding: Any = getattr(model, "patch_embed", None)
+    patch, made_for = getattr(embedding, "patch_size", None), getattr(embedding, "img_size", None)
+    if patch and size % patch[0]:
+        near = max(1, size // patch[0]) * patch[0]
+        raise ConfigError(
+            f"{type(model).__name__}: found images of {size} pixels, expected a multiple of {patch[0]}, such as {near}"
+        )
+    if getattr(embedding, "strict_img_size", False) and made_for and size != made_for[0]:
+        raise ConfigError(f"{type(model).__name__}: found images of {size} pixels, expected {made_for[0]}")
+
+
+def autocast(device: torch.device | str, precision: Precision) -> torch.autocast:
+    """Return the context in which a network computes; in bfloat16 its weights stay as they are."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def parts(model: nn.Module) -> list[nn.Module]:
@@ -177,7 +226,9 @@ def parts(model: nn.Module) -> list[nn.Module]:
         return [nn.Sequential(children["conv_stem"], children["bn1"]), *children["blocks"]]
     if {"stem", "stages"} <= children.keys():  # ConvNeXt
         return [children["stem"], *children["stages"]]
-    raise ConfigError(f"{type(model).__name__}: network.frozen_parts works with EfficientNet, MobileNet and ConvNeXt")
+    raise ConfigError(
+        f"{type(model).__name__}: network.frozen_parts and --plot need EfficientNet, MobileNet or ConvNeXt"
+    )
 
 
 def run_tail(model: nn.Module, maps: Tensor) -> Tensor:

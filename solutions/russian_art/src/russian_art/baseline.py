@@ -4,6 +4,7 @@ Every fitted model turns features float32[n, width] into logits float64[n, label
 nothing has to be unpickled.
 """
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,11 @@ LEAST = -12.0  # logit of a label without any training image
 class Probe(Protocol):
     """A fitted classifier."""
 
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers were fitted."""
+        ...
+
     def logits(self, X: Features) -> FloatArray:
         """Return the logits float64[n, labels] of features [n, width]."""
         ...
@@ -45,6 +51,11 @@ class Linear:
     scale: FloatArray
     weight: FloatArray
     bias: FloatArray
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers were fitted."""
+        return self.weight.size + self.bias.size
 
     def logits(self, X: Features) -> FloatArray:
         """Return the logits float64[n, labels] of features [n, width]."""
@@ -71,6 +82,11 @@ class Neighbours:
     k: int
     n_labels: int
 
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers were fitted."""
+        return 0  # it keeps the pictures as they are
+
     def logits(self, X: Features) -> FloatArray:
         """Return the logarithm of the shares of votes, float64[n, labels]."""
         unit = _unit((X - self.mean) / self.scale).astype(np.float32)
@@ -90,11 +106,46 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """Kernel ridge regression of the labels on standardised features, with a Gaussian kernel.
+
+    `gamma` is that of the mean squared difference over the features, so that it does not depend on their number.
+    """
+
+    mean: FloatArray
+    scale: FloatArray
+    known: Features
+    weight: FloatArray
+    bias: FloatArray
+    gamma: float
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers were fitted."""
+        return self.weight.size + self.bias.size
+
+    def logits(self, X: Features) -> FloatArray:
+        """Return the regressed shares of the labels times 10, roughly a logistic scale, float64[n, labels]."""
+        Z = ((X - self.mean) / self.scale).astype(np.float32)
+        return 10 * (_gaussian(Z, self.known, self.gamma) @ self.weight + self.bias)
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return all that `restore` needs."""
+        solved: dict[str, NDArray[np.generic]] = {"weight": self.weight, "bias": self.bias}
+        return solved | {"mean": self.mean, "scale": self.scale, "known": self.known, "gamma": np.array([self.gamma])}
+
+
+@dataclass(frozen=True)
 class Trees:
     """Gradient-boosted trees, kept as LightGBM's own text."""
 
     text: str
     n_labels: int
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers were fitted."""
+        return sum(int(count) for count in re.findall(r"^num_leaves=(\d+)$", self.text, re.MULTILINE))
 
     def logits(self, X: Features) -> FloatArray:
         """Return the logarithm of the trees' probabilities, float64[n, labels]."""
@@ -111,6 +162,9 @@ def restore(arrays: dict[str, NDArray[np.generic]]) -> Probe:
     a = dict(arrays)
     if "trees" in a:
         return Trees(a["trees"].tobytes().decode(), int(a["counts"][0]))
+    if "gamma" in a:
+        gamma = float(a.pop("gamma")[0])
+        return Kernel(**a, gamma=gamma)  # type: ignore[arg-type]  # the dtypes that `arrays` gave
     if "known" in a:
         k, n_labels = (int(count) for count in a.pop("counts"))
         return Neighbours(**a, k=k, n_labels=n_labels)  # type: ignore[arg-type]  # the dtypes that `arrays` gave
@@ -166,6 +220,17 @@ def fit_neighbours(X: Features, y: Labels, n_labels: int, k: int) -> Neighbours:
     """Keep the training images for `Neighbours`."""
     mean, scale = _standard(X)
     return Neighbours(mean, scale, _unit((X - mean) / scale).astype(np.float32), y.astype(np.int64), k, n_labels)
+
+
+def fit_kernel(X: Features, y: Labels, n_labels: int, gamma: float, ridge: float) -> Kernel:
+    """Fit kernel ridge regression of the labels, each as a column of zeros and ones; needs memory for rows x rows."""
+    mean, scale = _standard(X)
+    Z = ((X - mean) / scale).astype(np.float32)
+    wanted = np.eye(n_labels)[y]
+    bias = wanted.mean(axis=0)
+    within = _gaussian(Z, Z, gamma)
+    within[np.diag_indices(len(Z))] += ridge
+    return Kernel(mean, scale, Z, np.linalg.solve(within, wanted - bias), bias, gamma)
 
 
 def fit_lightgbm(X: Features, y: Labels, n_labels: int, rounds: int, seed: int) -> Trees:
@@ -236,6 +301,11 @@ def _standard(X: Features) -> tuple[FloatArray, FloatArray]:
 
 def _unit(X: NDArray[np.floating]) -> NDArray[np.floating]:
     return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-9)
+
+
+def _gaussian(A: Features, B: Features, gamma: float) -> FloatArray:
+    squares = (A**2).sum(axis=1, dtype=np.float64)[:, None] + (B**2).sum(axis=1, dtype=np.float64)[None]
+    return np.asarray(np.exp(-gamma / A.shape[1] * np.maximum(squares - 2.0 * (A @ B.T), 0.0)), dtype=np.float64)
 
 
 def _linear(

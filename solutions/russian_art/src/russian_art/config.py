@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Member = Literal["prior", "pixels", "logistic", "svc", "discriminant", "neighbours", "lightgbm", "network"]
-PROBES: tuple[Member, ...] = ("logistic", "svc", "discriminant", "neighbours", "lightgbm")
+Member = Literal["prior", "pixels", "logistic", "svc", "discriminant", "kernel", "neighbours", "lightgbm", "network"]
+Fit = Literal["squash", "pad"]
+Precision = Literal["float32", "bfloat16"]
+PROBES: tuple[Member, ...] = ("logistic", "svc", "discriminant", "kernel", "neighbours", "lightgbm")
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,17 @@ class FeaturesConfig:
     backbones: tuple[str, ...] = ()
     """timm names, with the tag of the weights; the features of several are put side by side."""
     sizes: tuple[int, ...] = (224,)
-    """Edge in pixels of the squashed image; each size is a view."""
+    """Edge in pixels of the square image; each size is a view."""
     flip: bool = False
     """Every view also mirrored."""
+    fit: Fit = "squash"
+    """How a picture fills the square. squash: its sides are scaled apart; pad: in its own proportions, on white."""
     levels: Literal["final", "all"] = "final"
     """final: what the backbone's own classifier would see; all: also the spatial means of the stages before."""
     views: Literal["mean", "rows"] = "mean"
     """mean: the views' features are averaged; rows: each view is a row to learn from, and its scores are averaged."""
+    precision: Precision = "float32"
+    """bfloat16: autocast; worth it for large backbones on a GPU."""
     root: bool = False
     """Signed square root of every feature, which tames the few large activations."""
 
@@ -47,6 +53,9 @@ class ProbeConfig:
     """The C of `svc`."""
     shrinkage: float = 0.7
     """Of the pooled covariance in `discriminant`, towards a multiple of the identity, 0..1."""
+    kernel_gamma: float = 1.0
+    """Width of `kernel`, which falls as exp(-gamma times the mean squared difference of the standardised features)."""
+    kernel_ridge: float = 0.1
     neighbours: int = 10
     pixels: int = 16
     """Edge of the thumbnails of `pixels`."""
@@ -107,7 +116,7 @@ class NetworkConfig:
     little, or those of the last epoch, which does not."""
     clip: float = 0.0
     """Largest norm of the gradient; 0: no limit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """bfloat16: autocast; worth it on a GPU."""
     compile: bool = False
     """torch.compile; worth its minutes on a GPU."""
@@ -161,6 +170,8 @@ class Config:
             raise ValueError(f"sizes: found {list(sizes)}, expected edges of 8 to 2048 pixels")
         if not self.probe.C or min(*self.probe.C, self.probe.svc_strength) <= 0 or not 0 < self.probe.shrinkage <= 1:
             raise ValueError("probe: C and svc_strength must be positive, and shrinkage in (0, 1]")
+        if min(self.probe.kernel_gamma, self.probe.kernel_ridge) <= 0:
+            raise ValueError("probe: kernel_gamma and kernel_ridge must be positive")
         if min(self.probe.neighbours, self.probe.rounds, self.network.batch, self.network.views) < 1:
             raise ValueError("probe.neighbours, probe.rounds, network.batch and network.views must be 1 or more")
         if not 0 < self.network.crop <= 1 or not 0 <= self.network.ema < 1:

@@ -55,9 +55,11 @@ from kit_splits.near_duplicates import GRAY_SIDE, close_pairs, connected_groups,
 Split = Literal["train", "test"]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
 
 FORMAT = "russian-art-prepared"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PIXELS_VERSION = 1  # of what a picture becomes; with it the fingerprint changes, and so do features in a cache
 DEFAULT_SIZE = 256  # pixels a side
 SMALLEST_SIZE = GRAY_SIDE  # the thumbnails for the search of near-duplicates are made from the squashed picture
 IMAGES_PER_PART = 24  # 5 MB at 256 pixels: what a killed `prepare` may lose per worker
@@ -66,7 +68,7 @@ ZIP_NAMES = "cp866"  # of names that are not marked as Unicode: what a Russian W
 
 LABEL_COLUMNS = ("label_name", "label_id")
 SUBMISSION_COLUMNS = ("image_name", "label_id")  # of train.csv too
-IMAGE_COLUMNS = ("image_name", "label_id", "group", "sha256")
+IMAGE_COLUMNS = ("image_name", "label_id", "group", "aspect", "sha256")
 QUARANTINE_COLUMNS = ("image_name", "reason")
 CONFLICT_COLUMNS = ("image_name", "label_id", "other_image_name", "other_label_id", "bits")
 SPLIT_FILES = {"pixels.npy", "images.csv", "quarantine.csv", "conflicts.csv"}
@@ -132,6 +134,7 @@ class Art:
 
     names        n file names: in the order of train.csv, or sorted for a test set.
     pixels       uint8[n, size, size, 3], a memory map or an array: sRGB, squashed to a square.
+    aspect       float64[n]: width over height before the squash, 1 for a file that gives no picture.
     label        int64[n], or None for a test set.
     group        int64[n]: nearly the same pictures have the same number.
     labels       the label list.
@@ -143,6 +146,7 @@ class Art:
     split: Split
     names: list[str]
     pixels: UInt8
+    aspect: Float64
     label: Int64 | None
     group: Int64
     labels: Labels
@@ -177,6 +181,7 @@ class Art:
             split=self.split,
             names=names,
             pixels=self.pixels[chosen],
+            aspect=self.aspect[chosen],
             label=None if self.label is None else self.label[chosen],
             group=self.group[chosen],
             labels=self.labels,
@@ -639,6 +644,7 @@ def _decode_part(part: _Part) -> int:
     row_of = {sha.tobytes(): row for row, sha in enumerate(kept["sha"])} if kept else {}
     pixels = np.full((n, size, size, 3), 255, dtype=np.uint8)
     sha = np.zeros((n, 32), dtype=np.uint8)
+    aspect = np.ones(n)
     reasons = [""] * n
     new = 0
     for i, member in enumerate(part.members):
@@ -652,17 +658,19 @@ def _decode_part(part: _Part) -> int:
         sha[i] = np.frombuffer(digest, dtype=np.uint8)
         row = row_of.get(digest)
         if kept and row is not None:
-            pixels[i], reasons[i] = kept["pixels"][row], str(kept["reason"][row])
+            pixels[i], aspect[i], reasons[i] = kept["pixels"][row], kept["aspect"][row], str(kept["reason"][row])
             continue
         new += 1
         try:
-            pixels[i] = squash(decode(content, name=member, target=size), size)
+            picture = decode(content, name=member, target=size)
+            pixels[i], aspect[i] = squash(picture, size), picture.width / picture.height
         except ImageError as error:
             reasons[i] = error.found
     if new or kept is None or len(kept["sha"]) != n:
         gray, thumb = _thumbnails(pixels)
         with atomic_path(part.file) as temporary, temporary.open("wb") as file:
-            np.savez(file, pixels=pixels, sha=sha, reason=np.array(reasons), bits=perceptual_hashes(gray), thumb=thumb)
+            found = {"pixels": pixels, "aspect": aspect, "sha": sha, "reason": np.array(reasons)}
+            np.savez(file, **found, bits=perceptual_hashes(gray), thumb=thumb)  # type: ignore[arg-type]  # all arrays
     return new
 
 
@@ -681,17 +689,18 @@ def _read_part(file: Path) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays of a part, None where there is none that is whole."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("pixels", "sha", "reason", "bits", "thumb")}
+            return {name: arrays[name] for name in ("pixels", "aspect", "sha", "reason", "bits", "thumb")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> dict[str, Any]:
     """Joins the parts of a split into its files and returns its entry in the manifest."""
-    sha, reason, bits, thumb = [], [], [], []
+    sha, aspect, reason, bits, thumb = [], [], [], [], []
     for part in parts:
         arrays = _whole_part(part)
         sha.append(arrays["sha"])
+        aspect += [f"{value:.6g}" for value in arrays["aspect"]]
         reason += [str(text) for text in arrays["reason"]]
         bits.append(arrays["bits"])
         thumb.append(arrays["thumb"])
@@ -712,7 +721,8 @@ def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> d
 
     folder.mkdir(exist_ok=True)
     _write_pixels(folder / "pixels.npy", parts, readable if plan.split == "train" else None, len(kept), size)
-    rows = zip(names, label_ids, map(str, group.tolist()), (hexes[i] for i in kept), strict=True)
+    shapes, digests = [aspect[i] for i in kept], [hexes[i] for i in kept]
+    rows = zip(names, label_ids, map(str, group.tolist()), shapes, digests, strict=True)
     write_csv(folder / "images.csv", IMAGE_COLUMNS, rows, delimiter="\t")
     broken = [(plan.names[i], reason[i]) for i in np.flatnonzero(~readable)]
     write_csv(folder / "quarantine.csv", QUARANTINE_COLUMNS, broken, delimiter="\t")
@@ -727,7 +737,7 @@ def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> d
         first = "; ".join(f"{shown(row[0])} and {shown(row[2])}" for row in conflicts[:5])
         more = f"; and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""
         say(f"{len(conflicts)} pair(s) of nearly the same picture have two labels (conflicts.csv; {first}{more})")
-    identity = hashlib.sha256(f"{FORMAT_VERSION} {size} {PIL.__version__}\n{plan.labels.names}\n".encode())
+    identity = hashlib.sha256(f"{PIXELS_VERSION} {size} {PIL.__version__}\n{plan.labels.names}\n".encode())
     for name, label_id, i in zip(names, label_ids, kept, strict=True):
         identity.update(f"{name}\t{label_id}\t{hexes[i]}\n".encode())
     return {
@@ -862,10 +872,13 @@ def _load_split(path: Path, split: Split, entry: Mapping[str, Any], size: int, l
     label = None
     try:
         group = np.array([int(text) for text in columns["group"]], dtype=np.int64)
+        aspect = np.array([float(text) for text in columns["aspect"]])
         if split == "train":
             label = np.array([int(text) for text in columns["label_id"]], dtype=np.int64)
     except ValueError as error:
         raise _damaged(path / split / "images.csv", str(error)) from None
+    if not (np.isfinite(aspect) & (aspect > 0)).all():
+        raise _damaged(path / split / "images.csv", "an aspect that is no positive number")
     counts = (len(names), len(set(names)), len(quarantine["image_name"]))
     if counts != (entry["images"], entry["images"], entry["broken"]):
         raise _damaged(path / split / "images.csv", f"{counts[0]} images, where manifest.json has {entry['images']}")
@@ -874,7 +887,7 @@ def _load_split(path: Path, split: Split, entry: Mapping[str, Any], size: int, l
     if label is not None and (label.min() < 0 or label.max() >= len(labels)):
         raise _damaged(path / split / "images.csv", "a label id outside of label_to_id.csv")
     broken = dict(zip(quarantine["image_name"], quarantine["reason"], strict=True))
-    return Art(split, names, pixels, label, group, labels, broken, entry["fingerprint"])
+    return Art(split, names, pixels, aspect, label, group, labels, broken, entry["fingerprint"])
 
 
 def _damaged(file: Path, found: str) -> DataError:

@@ -19,42 +19,64 @@ from torch import nn
 
 from kit_core.atomic import atomic_path
 from kit_core.console import progress
-from russian_art.backbones import Weights, create, normalisation, placed, to_images
+from russian_art.backbones import Weights, autocast, check_size, create, normalisation, placed, to_images, unsquashed
+from russian_art.config import Fit, Precision
+from russian_art.data import Art
 
 TRANSFORM = 1  # count up with every change of `to_images` or `extract` that changes numbers
-BATCH = 32
+BATCH, BATCH_ON_CPU = 32, 4  # larger maps are fetched from the kernel page by page each time: 1.6 times the CPU time
 
 FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at every image: squashed to `size` pixels, perhaps mirrored."""
+    """One way to look at every image: a square of `size` pixels, filled as `fit` says, perhaps mirrored."""
 
     size: int
     flip: bool = False
+    fit: Fit = "squash"
+
+    @property
+    def name(self) -> str:
+        """The view in words, for people."""
+        return f"{self.size} px{', padded' if self.fit == 'pad' else ''}{', mirrored' if self.flip else ''}"
 
 
-def views(sizes: tuple[int, ...], flip: bool) -> list[View]:
+def views(sizes: tuple[int, ...], flip: bool, fit: Fit = "squash") -> list[View]:
     """Return the views that a configuration asks for, the mirrored ones last."""
-    return [View(size, mirrored) for mirrored in ((False, True) if flip else (False,)) for size in sizes]
+    return [View(size, mirrored, fit) for mirrored in ((False, True) if flip else (False,)) for size in sizes]
 
 
 def extract(
-    model: nn.Module, pixels: NDArray[np.uint8], view: View, device: str = "cpu", label: str = "features"
+    model: nn.Module,
+    pixels: NDArray[np.uint8],
+    aspect: NDArray[np.float64],
+    view: View,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    label: str = "features",
 ) -> dict[str, FloatArray]:
     """Return what a backbone makes of images uint8[n, h, w, 3]: `final` [n, width] and `stages` [n, sum of widths].
 
-    `final` is the input of the backbone's own classifier, `stages` the spatial mean of every stage's output.
+    `aspect` float64[n] is their width over height before they were squashed. `final` is the input of the backbone's own
+    classifier, `stages` the spatial mean of every stage's output.
     """
+    check_size(model, view.size)
     norm = normalisation(model)
     model = placed(model, device)
     finals, stages = [], []
+    batch = BATCH_ON_CPU if device == "cpu" else BATCH
     with torch.inference_mode():
-        for start in progress(range(0, len(pixels), BATCH), label=label):
-            images = to_images(pixels[start : start + BATCH], view.size, norm, device, view.flip)
-            last, between = model.forward_intermediates(images)  # type: ignore[operator]  # a method of timm's models
-            finals.append(model.forward_head(last, pre_logits=True).float().cpu())  # type: ignore[operator]  # the same
+        for start in progress(range(0, len(pixels), batch), label=label):
+            some = pixels[start : start + batch]
+            if view.fit == "pad":
+                some = unsquashed(some, aspect[start : start + batch], view.size)
+            images = to_images(some, view.size, norm, device, view.flip)
+            with autocast(device, precision):
+                last, between = model.forward_intermediates(images)  # type: ignore[operator]  # a method of timm's models
+                final = model.forward_head(last, pre_logits=True)  # type: ignore[operator]  # the same
+            finals.append(final.float().cpu())
             stages.append(torch.cat([maps.mean(dim=(2, 3)) for maps in between], dim=1).float().cpu())
     return {"final": torch.cat(finals).numpy(), "stages": torch.cat(stages).numpy()}
 
@@ -63,35 +85,44 @@ def cached(
     name: str,
     weights: Weights,
     model: nn.Module | None,
-    pixels: NDArray[np.uint8],
-    fingerprint: str,
+    art: Art,
     view: View,
     folder: Path | None,
     seed: int = 0,
     device: str = "cpu",
+    precision: Precision = "float32",
 ) -> dict[str, FloatArray]:
     """Return `extract` of a backbone, from `folder` where it was computed before; `folder` None keeps nothing.
 
     `model` None builds the backbone when it is needed. Random backbones (no weights) are made from `seed`, which is
     then part of the key.
     """
-    path = folder / f"{name}-{cache_key(name, weights, fingerprint, view, seed)}.safetensors" if folder else None
+    path = (
+        folder / f"{name}-{cache_key(name, weights, art.fingerprint, view, seed, precision)}.safetensors"
+        if folder
+        else None
+    )
     if path is not None and path.exists():
         return load_file(path)
     if model is None:
         torch.manual_seed(seed)
         model = create(name, weights)
-    mirrored = " mirrored" if view.flip else ""
-    found = extract(model, pixels, view, device, label=f"{name} at {view.size} px{mirrored}")
+    found = extract(model, art.pixels, art.aspect, view, device, precision, label=f"{name}, {view.name}")
     if path is not None:
         with atomic_path(path) as temporary:
             save_file(found, temporary)
     return found
 
 
-def cache_key(name: str, weights: Weights, fingerprint: str, view: View, seed: int) -> str:
+def cache_key(
+    name: str, weights: Weights, fingerprint: str, view: View, seed: int, precision: Precision = "float32"
+) -> str:
     """Return the digest of everything that the features depend on."""
     facts = [TRANSFORM, timm.__version__, name, weights.digest, fingerprint, view.size, view.flip]
+    if view.fit != "squash":
+        facts.append(view.fit)
+    if precision != "float32":
+        facts.append(precision)
     if weights.source == "scratch":
         facts.append(seed)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from kit_core.atomic import atomic_path, write_bytes
 from kit_core.console import progress
 from kit_metrics import macro_f1
-from russian_art.backbones import Normalisation, Weights, create, normalisation, placed, to_images
+from russian_art.backbones import Normalisation, Weights, autocast, check_size, create, normalisation, placed, to_images
 from russian_art.baseline import fit_logistic
-from russian_art.config import NetworkConfig, StageConfig
+from russian_art.config import NetworkConfig, Precision, StageConfig
 from russian_art.model import ArtNetwork, build_head, label_loss
 
 EVALUATION_BATCH = 64
@@ -117,6 +117,7 @@ def make_network(
     """Build a network with the given weights; what is random comes from `seed`."""
     torch.manual_seed(seed)
     backbone = create(name, weights, dropout=config.dropout, drop_path=config.drop_path)
+    check_size(backbone, config.size)
     probe = torch.zeros(1, 3, config.size, config.size)
     with torch.inference_mode():
         maps = backbone.forward_features(probe)  # type: ignore[operator]  # a method of timm's models
@@ -213,14 +214,15 @@ def fit_network(
             order = fitted[torch.randperm(len(fitted), generator=generator).numpy()]
             network.set_training(config.frozen_norm, stage.trained)
             predicted, seen, losses = [], [], []
-            for start in range(
+            starts = range(
                 0, max(1, len(order) - config.batch + 1), config.batch
-            ):  # the last, smaller one is left out
+            )  # a smaller one at the end is left out
+            for start in progress(starts, label=f"stage {number + 1}, epoch {epoch + 1} of {stage.epochs}"):
                 rows = order[start : start + config.batch]
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * _schedule(stage, step, steps)
                 batch = inputs.training(rows, generator)
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with autocast(device, config.precision):
                     logits = forward(network, batch, stage.trained == "head")
                 wanted = target[torch.from_numpy(rows).to(device)]
                 loss = label_loss(logits, wanted, top_of, config.hierarchy_weight, config.label_smoothing)
@@ -255,16 +257,18 @@ def fit_network(
             _save_state(state, state_path)
 
     network.load_state_dict(load_file(weights_path, device=str(device)))
-    said = score_rows(network, inputs, held, config.flip_test)
+    said = score_rows(network, inputs, held, config.flip_test, config.precision)
     state_path.unlink(missing_ok=True)
     return said
 
 
-def score_rows(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], flip_test: bool) -> NDArray[np.float64]:
+def score_rows(
+    network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], flip_test: bool, precision: Precision = "float32"
+) -> NDArray[np.float64]:
     """Return the logits float64[rows, labels], averaged with those of the mirror images for `flip_test`."""
     network.eval()
     out = []
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(next(network.parameters()).device, precision):
         for start in range(0, len(rows), EVALUATION_BATCH):
             some = rows[start : start + EVALUATION_BATCH]
             found = [
@@ -311,7 +315,7 @@ def _validate(
     **facts: Any,
 ) -> float:
     """Log the loss and macro F1 of the rows held out, not augmented, and return the latter."""
-    logits = torch.from_numpy(score_rows(network, inputs, held, flip_test=False))
+    logits = torch.from_numpy(score_rows(network, inputs, held, flip_test=False, precision=config.precision))
     wanted = target[torch.from_numpy(held).to(target.device)].cpu()
     loss = float(label_loss(logits, wanted, top_of.cpu(), config.hierarchy_weight, config.label_smoothing))
     score = macro_f1(wanted.numpy(), logits.argmax(dim=1).numpy(), len(top_of))

@@ -21,7 +21,7 @@ from kit_core.config import config_from_dict
 from kit_core.console import progress
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
-from russian_art.backbones import Weights, create, normalisation, placed, to_images
+from russian_art.backbones import Weights, autocast, create, normalisation, placed, to_images
 from russian_art.baseline import Probe, restore, thumbnails, view_logits
 from russian_art.blend import Blend
 from russian_art.config import PROBES, Config
@@ -77,13 +77,14 @@ class FittedRun:
             raise DataError(f"{path}: damaged run: {error}\n  do: restore the folder, or train again") from error
         return cls(path, config, labels, blend, backbones, members)
 
-    def probabilities(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        """Return the probabilities float64[n, labels] of pictures uint8[n, h, w, 3]."""
-        out = [self._chunk(pixels[start : start + CHUNK]) for start in range(0, len(pixels), CHUNK)]
+    def probabilities(self, pixels: NDArray[np.uint8], aspect: FloatArray) -> FloatArray:
+        """Return the probabilities float64[n, labels] of squashed pictures uint8[n, h, w, 3], of aspect float64[n]."""
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(pixels), CHUNK)]
+        out = [self._chunk(pixels[chunk], aspect[chunk]) for chunk in chunks]
         return np.concatenate(out) if out else np.zeros((0, len(self.labels)))
 
-    def _chunk(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        features = self._features(pixels) if self.backbones else None
+    def _chunk(self, pixels: NDArray[np.uint8], aspect: FloatArray) -> FloatArray:
+        features = self._features(pixels, aspect) if self.backbones else None
         logits = []
         names = [m for m in self.config.members for _ in (self.config.network.backbones if m == "network" else (m,))]
         for name, member in zip(names, self.members, strict=True):
@@ -98,13 +99,13 @@ class FittedRun:
                 logits.append(view_logits(member, features))
         return self.blend.probabilities(np.stack(logits))
 
-    def _features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _features(self, pixels: NDArray[np.uint8], aspect: FloatArray) -> NDArray[np.float32]:
         wanted = self.config.features
         device = _device().type
         found = [
             [
-                extract(model, pixels, view, device, label=f"{name}, {view.size} px")
-                for view in views(wanted.sizes, wanted.flip)
+                extract(model, pixels, aspect, view, device, wanted.precision, label=f"{name}, {view.name}")
+                for view in views(wanted.sizes, wanted.flip, wanted.fit)
             ]
             for name, model in self.backbones.items()
         ]
@@ -115,7 +116,7 @@ class FittedRun:
         network = placed(network, device)
         norm = normalisation(network.backbone)
         out = []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, self.config.network.precision):
             for start in progress(range(0, len(pixels), BATCH), label="network"):
                 some = pixels[start : start + BATCH]
                 sides = (False, True) if self.config.network.flip_test else (False,)
@@ -141,7 +142,7 @@ def infer(runs: Sequence[FittedRun], art: Art) -> tuple[list[str], NDArray[np.in
             f"{runs[0].path}: found {len(labels)} labels that are not those of the data's label_to_id.csv "
             f"({len(art.labels)}); give the data that the run was trained for"
         )
-    probabilities = np.mean([run.probabilities(art.pixels) for run in runs], axis=0)
+    probabilities = np.mean([run.probabilities(art.pixels, art.aspect) for run in runs], axis=0)
     prior = np.array(runs[0].blend.prior)
     ids = art.completed(probabilities.argmax(axis=1), int(prior.argmax()))
     by_name = dict(zip(art.names, probabilities, strict=True))

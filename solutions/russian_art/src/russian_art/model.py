@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kit_core.errors import ConfigError
 from russian_art.backbones import parts, run_tail
+from russian_art.config import StageConfig
 
 
 class LinearHead(nn.Module):
@@ -120,6 +121,12 @@ class ArtNetwork(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+
+    def parameters_learnt(self, *stages: StageConfig) -> int:
+        """Return how many numbers these stages of training learn."""
+        layers = list(self.layers())
+        everything = any(stage.epochs and stage.trained == "all" for stage in stages)
+        return sum(p.numel() for layer in (layers if everything else layers[:1]) for p in layer)
 
     def layers(self) -> Iterator[list[nn.Parameter]]:
         """Yield what learns, from the head down to the input, one layer at a time."""

@@ -29,9 +29,11 @@ def write_plots(
     true, predicted = art.label[rows], probabilities.argmax(axis=1)
     names = [art.labels.shown(label) for label in range(len(art.labels))]
     tops = art.labels.top_of
+    order = np.argsort(tops, kind="stable")  # labels of one top side by side: mistakes inside of it are a block
+    by_top = confusion_matrix(true, predicted, len(names))[np.ix_(order, order)]
     figures = {
         "tops.png": _confusion(confusion_matrix(tops[true], tops[predicted], len(art.labels.tops)), art.labels.tops),
-        "confusion.png": _confusion(confusion_matrix(true, predicted, len(names)), names),
+        "confusion.png": _confusion(by_top, [names[label] for label in order], np.flatnonzero(np.diff(tops[order]))),
         "labels.png": _bars(report["f1_per_label"], np.bincount(true, minlength=len(names)), names),
     }
     for name, figure in figures.items():
@@ -64,7 +66,9 @@ figure {{ display: inline-block; width: 170px; margin: 6px; vertical-align: top;
 """
 
 
-def _confusion(counts: NDArray[np.int64], names: tuple[str, ...] | list[str]) -> Figure:
+def _confusion(
+    counts: NDArray[np.int64], names: tuple[str, ...] | list[str], last_of_blocks: NDArray[np.int64] | tuple[()] = ()
+) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     edge = 3 + 0.28 * len(names)
     figure = Figure(figsize=(edge, edge))
@@ -74,6 +78,9 @@ def _confusion(counts: NDArray[np.int64], names: tuple[str, ...] | list[str]) ->
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    for last in last_of_blocks:
+        axes.axhline(last + 0.5, color="gray", linewidth=0.7)
+        axes.axvline(last + 0.5, color="gray", linewidth=0.7)
     for i, j in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=colour)

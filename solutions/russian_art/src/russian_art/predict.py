@@ -13,15 +13,15 @@ from kit_core.atomic import atomic_path
 from kit_core.console import render_table, say
 from kit_core.errors import ConfigError, DataError
 from kit_io.images import decode, squash
-from russian_art.backbones import normalisation, parts, run_tail, to_images
+from russian_art.backbones import inside, normalisation, parts, run_tail, to_images, unsquashed
 from russian_art.baseline import Linear
-from russian_art.config import PROBES
+from russian_art.config import PROBES, Fit
 from russian_art.data import DEFAULT_SIZE
 from russian_art.infer import FittedRun
 
 
-def read_photo(path: Path) -> NDArray[np.uint8]:
-    """Return one image file as pixels uint8[side, side, 3], as `prepare` packs them.
+def read_photo(path: Path) -> tuple[NDArray[np.uint8], float]:
+    """Return one image file as pixels uint8[side, side, 3], as `prepare` packs them, and its width over its height.
 
     Raises:
         DataError: there is no such file, or it is no image.
@@ -30,7 +30,8 @@ def read_photo(path: Path) -> NDArray[np.uint8]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; expected an image file") from error
-    return np.asarray(squash(decode(content, name=str(path), target=DEFAULT_SIZE), DEFAULT_SIZE))
+    picture = decode(content, name=str(path), target=DEFAULT_SIZE)
+    return squash(picture, DEFAULT_SIZE), picture.width / picture.height
 
 
 def predict(photos: Sequence[Path], runs: Sequence[FittedRun], top: int, plot: Path | None = None) -> str:
@@ -44,8 +45,9 @@ def predict(photos: Sequence[Path], runs: Sequence[FittedRun], top: int, plot: P
     """
     if not photos or top < 1:
         raise ConfigError("predict: expected at least one photo, and --top of 1 or more")
-    pixels = np.stack([read_photo(photo) for photo in photos])
-    probabilities = np.mean([run.probabilities(pixels) for run in runs], axis=0)
+    read = [read_photo(photo) for photo in photos]
+    pixels, aspect = np.stack([one for one, _ in read]), np.array([one for _, one in read])
+    probabilities = np.mean([run.probabilities(pixels, aspect) for run in runs], axis=0)
     labels = runs[0].labels
     blocks = []
     for i, photo in enumerate(photos):
@@ -54,7 +56,7 @@ def predict(photos: Sequence[Path], runs: Sequence[FittedRun], top: int, plot: P
         blocks.append(f"{photo}\n" + render_table(["category", "subcategory", "probability"], rows))
         if plot is not None:
             target = plot if plot.suffix == ".png" and len(photos) == 1 else plot / f"{photo.stem}.png"
-            heat = saliency(runs[0], pixels[i], int(best[0]))
+            heat = saliency(runs[0], pixels[i], float(aspect[i]), int(best[0]))
             write_saliency(pixels[i], heat, target)
             say(f"{target}: what speaks for {labels.shown(int(best[0]))}")
     return "\n\n".join(blocks)
@@ -83,11 +85,11 @@ class _ProbeOnMaps(nn.Module):
         return logits
 
 
-def saliency(run: FittedRun, pixels: NDArray[np.uint8], label: int) -> NDArray[np.float32]:
-    """Return where a picture uint8[h, w, 3] speaks for a label: float32[size, size] in 0..1, by Grad-CAM.
+def saliency(run: FittedRun, pixels: NDArray[np.uint8], aspect: float, label: int) -> NDArray[np.float32]:
+    """Return where a squashed picture uint8[h, w, 3] speaks for a label: float32[height, width] in 0..1, by Grad-CAM.
 
     Asked is the run's first network, or else its first linear probe, as far as it uses the first backbone's
-    `final` features.
+    `final` features. `aspect` is the width of the picture over its height before the squash.
 
     Raises:
         ConfigError: the run has neither.
@@ -97,31 +99,38 @@ def saliency(run: FittedRun, pixels: NDArray[np.uint8], label: int) -> NDArray[n
     from pytorch_grad_cam import GradCAM  # here, since it loads much that prediction without a plot does not need
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, size = _differentiable(run)
+    model, size, fit = _differentiable(run)
     backbone = model.backbone
     assert isinstance(backbone, nn.Module)
-    images = to_images(pixels[None], size, normalisation(backbone))
+    shown = unsquashed(pixels[None], np.array([aspect]), size) if fit == "pad" else pixels[None]
+    images = to_images(shown, size, normalisation(backbone))
     model = model.cpu().eval().requires_grad_(True)
     with GradCAM(model=model, target_layers=[parts(backbone)[-1]]) as cam:
         heat = cam(input_tensor=images, targets=[ClassifierOutputTarget(label)])
-    return np.asarray(heat[0], dtype=np.float32)
+    picture = inside(aspect, size) if fit == "pad" else (slice(None), slice(None))  # without the white around it
+    return np.asarray(heat[0][picture], dtype=np.float32)
 
 
-def _differentiable(run: FittedRun) -> tuple[nn.Module, int]:
+def _differentiable(run: FittedRun) -> tuple[nn.Module, int, Fit]:
+    """Return a network to ask, and the size and fit of the images that it takes."""
     for member in run.members:
         if isinstance(member, list):
-            return member[0], run.config.network.size
+            return member[0], run.config.network.size, "squash"
     wanted = run.config.features
     for name, member in zip(run.config.members, run.members, strict=True):
         if name in PROBES and isinstance(member, Linear):
             backbone = next(iter(run.backbones.values()))
             weight, bias = member.plain()
-            return _ProbeOnMaps(backbone, weight[:, : backbone.num_features], bias, wanted.root), wanted.sizes[0]
+            return (
+                _ProbeOnMaps(backbone, weight[:, : backbone.num_features], bias, wanted.root),
+                wanted.sizes[0],
+                wanted.fit,
+            )
     raise ConfigError(f"{run.path}: --plot needs a network, or a linear probe on a backbone")
 
 
 def write_saliency(pixels: NDArray[np.uint8], heat: NDArray[np.float32], target: Path) -> None:
-    """Write a picture uint8[h, w, 3] with the heat float32[size, size] over it, as PNG."""
+    """Write a picture uint8[h, w, 3] and beside it the same under the heat float32[height, width], as PNG."""
     height, width = pixels.shape[:2]
     scaled = np.asarray(
         Image.fromarray(np.round(heat * 255).astype(np.uint8)).resize((width, height)), dtype=np.float32

@@ -33,6 +33,7 @@ from russian_art.baseline import (
     Probe,
     choose_strength,
     fit_discriminant,
+    fit_kernel,
     fit_lightgbm,
     fit_logistic,
     fit_neighbours,
@@ -129,6 +130,7 @@ def train(
         tables |= {member: features for member in config.members if member in PROBES}
 
     # 3. Members, fold by fold.
+    parameters: dict[str, int] = {}  # of one fold's model of every unit
     said: list[FloatArray] = []  # for every unit the logits [n, labels] of the pictures left out; others stay 0
     for unit in units_of(config):
         logits = np.zeros((len(art), n_labels))
@@ -138,12 +140,13 @@ def train(
             path = run.file("oof", f"{unit.name}-fold{fold}.safetensors")
             since = time.monotonic()
             if path.exists():
-                logits[held] = load_file(path)["logits"]
+                known = load_file(path)
+                logits[held], parameters[unit.name] = known["logits"], int(known["parameters"][0])
                 continue
             if unit.backbone is None:
                 X = tables[unit.member]
                 probe = _fit_probe(config, unit.member, X, label, art.group, fitted, n_labels, _logger(run, unit, fold))
-                logits[held] = view_logits(probe, X[held])
+                logits[held], parameters[unit.name] = view_logits(probe, X[held]), probe.parameters
                 if config.data.fold != "all":
                     _save_probe(probe, run.file("models", f"{unit.name}.safetensors"))
             else:
@@ -151,6 +154,7 @@ def train(
                     config.network, unit.backbone, weights[unit.backbone], art.labels.top_of, art.labels.genre_of,
                     config.seed,
                 )  # fmt: skip
+                parameters[unit.name] = network.parameters_learnt(config.network.first, config.network.second)
                 inputs = inputs or make_inputs(config.network, network, art.pixels, config.seed)
                 logits[held] = fit_network(
                     config.network, network, inputs, label, art.labels.top_of, fitted, held,
@@ -160,7 +164,7 @@ def train(
                     weights_path=run.file("models", f"{unit.name}-fold{fold}.safetensors"),
                     log=_logger(run, unit, fold),
                 )  # fmt: skip
-            _save_arrays({"logits": logits[held]}, path)
+            _save_arrays({"logits": logits[held], "parameters": np.array([parameters[unit.name]])}, path)
             seconds = time.monotonic() - since
             run.log(member=unit.name, fold=fold, seconds=round(seconds, 2))
             score = macro_f1(label[held], logits[held].argmax(axis=1), n_labels)
@@ -215,6 +219,7 @@ def train(
             unit.name: macro_f1(label[scored], one.argmax(axis=1), n_labels)
             for unit, one in zip(units_of(config), stacked, strict=True)
         },
+        "parameters": sum(parameters.values()),
         "blend": {"weights": list(blend.weights), "temperatures": list(blend.temperatures), "tau": blend.tau},
         "weights": {name: one.source for name, one in weights.items()},
         "seconds": round(time.monotonic() - started, 1),
@@ -239,8 +244,8 @@ def _features(
                 save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
         found.append(
             [
-                cached(name, weights[name], model, art.pixels, art.fingerprint, view, cache, config.seed, device)
-                for view in views(wanted.sizes, wanted.flip)
+                cached(name, weights[name], model, art, view, cache, config.seed, device, wanted.precision)
+                for view in views(wanted.sizes, wanted.flip, wanted.fit)
             ]
         )
     return assemble(found, wanted.levels, wanted.views == "mean", wanted.root)
@@ -273,12 +278,17 @@ def _fit_probe(
         return fit_discriminant(rows, labels, n_labels, settings.shrinkage)
     if member == "neighbours":
         return fit_neighbours(rows, labels, n_labels, settings.neighbours)
+    if member == "kernel":
+        return fit_kernel(rows, labels, n_labels, settings.kernel_gamma, settings.kernel_ridge)
     return fit_lightgbm(rows, labels, n_labels, settings.rounds, config.seed)
 
 
 def _logger(run: RunFolder, unit: Unit, fold: int | str) -> Callable[..., None]:
     def log(**values: object) -> None:
         run.log(member=unit.name, fold=fold, **values)
+        if "epoch" in values:
+            facts = (f"{key.replace('_', ' ')} {one:.4f}" for key, one in values.items() if isinstance(one, float))
+            say(f"{unit.name}: fold {fold}, stage {values['stage']}, epoch {values['epoch']}: {', '.join(facts)}")
 
     return log
 

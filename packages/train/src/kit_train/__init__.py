@@ -1,0 +1,1 @@
+"""Parts of a visible training loop: Fabric, schedules, batches, exact resume."""

@@ -1,0 +1,1 @@
+"""NTUA Pattern Recognition lab 3: music genre and emotion from spectrograms."""

@@ -1,0 +1,503 @@
+"""From clips to a run folder, in order: clips → folds → models, fold by fold → blend → report.
+
+Start policy of a network: (1) a state file of the same fold and unit, where `--resume` finds one, continues after its
+last whole epoch; (2) with `transfer` the backbone and the standardisation come from another run (`--start`), the heads
+are random; (3) otherwise all weights are random. Every epoch draws from a seed of its own, so that on a CPU a resumed
+run ends with the same bits as an unbroken one.
+
+What a fold leaves in `models/foldK/` (or `models/whole/`) is what `infer` needs: one file for each unit.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kit_core.atomic import atomic_path, write_json
+from kit_core.console import render_table, say
+from kit_core.errors import ConfigError
+from kit_core.run import RunFolder
+from kit_core.seeding import seed_everything
+from kit_nn.averaging import WeightAverage
+from kit_splits.folds import assert_groups_whole, group_folds
+from kit_train.batches import bucketed_batches, random_batches
+from kit_train.fabric import launch
+from kit_train.schedules import cosine, set_learning_rate
+from kit_train.state import load_state, mixed_seed, save_state
+from kit_train.stopping import Patience
+from kit_train.track import Tracker
+from ntua_lab import baseline
+from ntua_lab.answers import Blend, Unit, load_network, network_answers, place_answers, save_network, units_of
+from ntua_lab.config import Config, DataConfig, Task
+from ntua_lab.data import AXES, MEL_ROWS, Clips, Set
+from ntua_lab.evaluation import emotion_report, genre_report
+from ntua_lab.features import statistics_for
+from ntua_lab.inputs import Inputs, augment, mix, targets_of
+from ntua_lab.losses import MultitaskLoss, scales_of
+from ntua_lab.model import Network, build_network
+
+INNER_FOLDS = 5  # one of them is the inner validation part
+LEAST_BATCH = 2  # batch normalisation has no variance of one clip
+Floats = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = None) -> dict[str, Any]:
+    """Fit every unit on every fold asked for, blend them, and finish the run.
+
+    Args:
+        run: an open run folder.
+        start: for `transfer`, the run whose backbone is taken over.
+
+    Returns:
+        The summary, as written to `summary.json`.
+
+    Raises:
+        ConfigError: too few clips or groups, or `transfer` without a run to start from.
+        DataError: clips without the version that a model sees, or a run to start from that does not fit.
+    """
+    started = time.monotonic()
+    seed_everything(config.seed)
+    if config.transfer != (start is not None):
+        raise ConfigError(f"--start: {'expected' if config.transfer else 'found'} a run; it goes with transfer = true")
+
+    # 1. Clips that have an answer, and their folds.
+    chosen = _clips_of(config, clips)
+    folds = assign_folds([clips.groups[config.data.group][i] for i in chosen], config.data)
+    left_out = list(range(config.data.folds)) if config.data.fold == "all" else [config.data.fold]
+    units = units_of(config, len(clips.classes))
+    if config.train.overfit_batch:
+        return _overfit(config, clips, chosen, units[0], run, started)
+
+    # 2. What models see.
+    table = statistics_for(config, clips, chosen)
+    inputs = Inputs.of(clips, chosen, config.input) if "network" in config.members else None
+
+    # 3. Units, fold by fold.
+    columns = len(clips.classes) + len(AXES)
+    said = [np.full((len(chosen), columns), np.nan) for _ in units]
+    for fold in left_out:
+        fitted, held = split_fold(folds, fold, config.data)
+        folder = run.file("models", "whole" if fold == "none" else f"fold{fold}", "x").parent
+        for unit, answers in zip(units, said, strict=True):
+            since = time.monotonic()
+            if unit.member == "network":
+                assert inputs is not None
+                groups = [clips.groups[config.data.group][i] for i in chosen[fitted]]
+                network = fit_network(
+                    config, unit, clips, inputs, chosen[fitted], groups, run, str(fold), folder, start
+                )
+                answers[held] = network_answers(network, inputs, chosen[held], len(clips.classes))
+            else:
+                assert table is not None
+                answers[held] = _fit_pooled(config, unit, clips, chosen, table, fitted, held, folder)
+            run.log(unit=unit.name, fold=fold, seconds=round(time.monotonic() - since, 2))
+            say(f"{unit.name}: fold {fold}, {len(fitted)} clips fitted, {time.monotonic() - since:.1f} s")
+
+    # 4. Blend; what is reported was said of clips that the models had not seen.
+    scored = np.flatnonzero(np.isin(folds, [fold for fold in left_out if fold != "none"]))
+    emotion = clips.emotion[chosen]
+    blend = Blend.fit([answers[scored] for answers in said], emotion, len(clips.classes))
+    write_json(run.file("models", "blend.json"), {"places": blend.places, "targets": blend.targets})
+    write_json(run.file("models", "classes.json"), list(clips.classes))
+
+    # 5. Report.
+    summary: dict[str, Any] = {
+        "metric": "spearman" if config.task == "emotion" else "accuracy",
+        "score": None,
+        "interval": None,
+        "task": config.task,
+        "units": [unit.name for unit in units],
+        "folds": _folds_text(config.data),
+        "n": len(scored),
+    }
+    if len(scored):
+        blended = blend.apply([answers[scored] for answers in said], len(clips.classes))
+        summary |= _reports(config, clips, chosen[scored], blended)
+        _write_answers(run.file("oof.parquet"), clips, chosen[scored], folds[scored], blended)
+        if len(units) > 1 and not config.separate:
+            summary["score_of_units"] = {
+                unit.name: _reports(config, clips, chosen[scored], answers[scored])["score"]
+                for unit, answers in zip(units, said, strict=True)
+            }
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    run.finish(summary)
+    return summary
+
+
+def fit_network(
+    config: Config,
+    unit: Unit,
+    clips: Clips,
+    inputs: Inputs,
+    fitted: Int64,
+    groups: Sequence[str],
+    run: RunFolder,
+    fold: str,
+    folder: Path,
+    start: Path | None = None,
+) -> Network:
+    """Train one network on the clips `fitted`, whose groups an inner validation part keeps whole, and return it.
+
+    With `patience` the epoch of the lowest loss on the inner part is kept, else the last one. The weights are left in
+    `folder`; a file that is there already is read back.
+    """
+    path = folder / f"{unit.name}.safetensors"
+    if path.exists():
+        return load_network(path)[0]
+    settings = config.train
+    fabric = launch(config.fabric)
+    seed = mixed_seed(config.seed, *unit.name.encode(), *fold.encode())
+    torch.manual_seed(seed)
+    learnt, inner = _inner_split(fitted, groups, settings.patience, config.data.seed)
+    targets = targets_of(clips, unit.heads)
+    network = build_network(config.network, config.input, unit.heads)
+    if start is None:
+        mean, scale = inputs.statistics(learnt)
+        network.mean.copy_(mean)
+        network.scale.copy_(scale)
+    else:
+        _take_over(network, config, start, run)
+    criterion = MultitaskLoss(
+        scales_of({name: target[learnt] for name, target in targets.items()}),
+        kind=settings.emotion_loss,
+        uncertainty=settings.uncertainty,
+        smoothing=settings.label_smoothing,
+    )
+    network, criterion = network.to(fabric.device), criterion.to(fabric.device)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*network.parameters()], "weight_decay": settings.weight_decay},
+            {"params": [*criterion.parameters()], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+    module, optimizer = fabric.setup(network, optimizer)
+    average = WeightAverage(network, settings.ema) if settings.ema else None
+    judged = average.module if average is not None else network
+    patience = Patience(max(settings.patience, 1), "min")
+    per_epoch = -(-len(learnt) // settings.batch)
+    bands = 0 if config.input.features == "chroma" else MEL_ROWS
+    first, step = 0, 0
+    state_path = run.file("state", f"{fold}-{unit.name}.pt")
+    if state_path.exists():
+        state = load_state(state_path, fabric.device)
+        network.load_state_dict(state["network"])
+        criterion.load_state_dict(state["criterion"])
+        optimizer.load_state_dict(state["optimizer"])
+        patience.load_state_dict(state["patience"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        first, step = state["epoch"], state["step"]
+
+    with Tracker(run, prefix=f"{fold}-{unit.name}") as tracker:
+        for epoch in range(first, settings.epochs):
+            if settings.patience and patience.exhausted:
+                break
+            epoch_seed = mixed_seed(seed, epoch)
+            torch.manual_seed(epoch_seed)
+            generator, draws = np.random.default_rng(epoch_seed), torch.Generator().manual_seed(epoch_seed)
+            network.train()
+            losses = []
+            batches = _batches(inputs, learnt, settings.batch, epoch_seed)
+            for number, rows in enumerate(batches):
+                if len(rows) < LEAST_BATCH <= len(learnt):
+                    continue
+                factor = cosine(step, settings.epochs * per_epoch, warmup=0.1) if settings.schedule == "cosine" else 1.0
+                set_learning_rate(optimizer, factor)
+                x, mask = inputs.random(rows, generator)
+                wanted = {name: target[rows] for name, target in targets.items()}
+                x, mask = x.to(fabric.device), mask.to(fabric.device)
+                x = augment(network.standardise(x, mask), settings, bands, draws)
+                if settings.mixup:
+                    x, mask, wanted = mix(x, mask, wanted, settings.mixup, generator)
+                loss, _ = criterion(module(x, mask), {name: t.to(fabric.device) for name, t in wanted.items()})
+                fabric.backward(loss / config.fabric.accumulate)
+                if (number + 1) % config.fabric.accumulate == 0 or number + 1 == len(batches):
+                    nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    if average is not None:
+                        average.update(network)
+                step += 1
+                losses.append(float(loss.detach()))
+            facts: dict[str, object] = {"train_loss": float(np.mean(losses))}
+            best = not settings.patience
+            if settings.patience:
+                facts["inner_loss"] = _loss_of(judged, criterion, inputs, inner, targets)
+                best = patience.update(float(facts["inner_loss"]))  # type: ignore[arg-type]  # a float, from the line above
+            tracker.log(epoch + 1, **facts)
+            if best:
+                kept = run.file("state", f"{fold}-{unit.name}.safetensors")
+                save_network(kept, judged, config, unit.heads, clips.classes)  # type: ignore[arg-type]  # a copy of the network
+            save_state(
+                state_path,
+                {
+                    "network": network.state_dict(),
+                    "criterion": criterion.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "patience": patience.state_dict(),
+                    "average": average.state_dict() if average is not None else None,
+                    "epoch": epoch + 1,
+                    "step": step,
+                },
+            )
+    run.file("state", f"{fold}-{unit.name}.safetensors").replace(path)
+    state_path.unlink()
+    return load_network(path)[0].to(fabric.device)
+
+
+def assign_folds(groups: Sequence[str], config: DataConfig) -> Int64:
+    """Give each clip a fold, groups whole: int64[clips]."""
+    folds = group_folds(list(groups), config.folds, seed=config.seed)
+    assert_groups_whole(folds, list(groups))
+    return folds
+
+
+def split_fold(folds: Int64, fold: int | str, config: DataConfig) -> tuple[Int64, Int64]:
+    """Return the places of the clips to fit on (at most `limit`, drawn by the seed) and of those held out."""
+    if fold == "none":
+        fitted, held = np.arange(len(folds)), np.zeros(0, np.int64)
+    else:
+        fitted, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+    if config.limit is not None and config.limit < len(fitted):
+        fitted = np.sort(np.random.default_rng(config.seed).permutation(fitted)[: config.limit])
+    return fitted, held
+
+
+def summary_text(preset: str, summary: dict[str, Any]) -> str:
+    """Render the summary of a run for a person."""
+    if summary["metric"] == "overfit_loss":
+        return f"{preset}: loss {summary['score']:.4f} on {summary['n']} clips learnt by heart, {summary['seconds']} s"
+    if summary["score"] is None:
+        return f"{preset}: fitted on every clip in {summary['seconds']} s; no clip was held out, so no score"
+    rows = []
+    for task in ("genre", "emotion"):
+        report = summary.get(task)
+        for name in ("accuracy", "macro_f1", "spearman"):
+            if report is not None and name in report:
+                low, high = report[f"{name}_interval"]
+                rows.append((name, f"{report[name]:.4f}", f"{low:.4f} to {high:.4f}"))
+        if report is not None and task == "emotion":
+            rows += [
+                (axis, f"{one:.4f}", "") for axis, one in zip(report["axes"], report["spearman_of_axes"], strict=True)
+            ]
+    rows += [(f"unit {name}", f"{score:.4f}", "") for name, score in summary.get("score_of_units", {}).items()]
+    head = f"{preset}: {summary['n']} clips held out ({summary['folds']}), {summary['seconds']} s\n"
+    return head + render_table(["", "score", "95 % interval"], rows)
+
+
+def _clips_of(config: Config, clips: Clips) -> Int64:
+    """The clips with an answer to what is asked, of the train split or of both."""
+    parts: dict[Task, tuple[Set, ...]] = {"genre": ("genre",), "emotion": ("emotion",), "joint": ("genre", "emotion")}
+    tasks = parts[config.task]
+    answered = np.unique(np.concatenate([clips.with_answers(task) for task in tasks]))
+    if config.data.clips == "train":
+        answered = answered[np.isin(answered, clips.where(split="train"))]
+    for task in tasks:
+        found = len(np.intersect1d(answered, clips.with_answers(task)))
+        if found < config.data.folds:
+            raise ConfigError(
+                f"task {config.task}: found {found} clips with an answer for {task}, expected {config.data.folds} at "
+                "least; give data with the lists of that task, or another task"
+            )
+    return answered
+
+
+def _folds_text(config: DataConfig) -> str:
+    if config.fold == "none":
+        return "none"
+    whole = f"{config.folds} by {config.group}"
+    return whole if config.fold == "all" else f"fold {config.fold} of {whole}"
+
+
+def _batches(inputs: Inputs, indices: Int64, size: int, seed: int) -> list[Int64]:
+    """Batches of clips: at random for windows of one length, of near-equal length for whole clips."""
+    if inputs.chunk:
+        return [indices[rows] for rows in random_batches(len(indices), size, seed)]
+    lengths = inputs.pack.lengths[inputs.rows[indices]]
+    return [indices[rows] for rows in bucketed_batches(lengths, size, seed)]
+
+
+def _inner_split(fitted: Int64, groups: Sequence[str], patience: int, seed: int) -> tuple[Int64, Int64]:
+    """Split the fitted clips into those that are learnt from and an inner validation part, groups whole."""
+    if not patience:
+        return fitted, fitted[:0]
+    if len(set(groups)) < INNER_FOLDS:
+        raise ConfigError(f"train.patience: {len(set(groups))} groups are too few for a validation part; set it to 0")
+    inner = group_folds(list(groups), INNER_FOLDS, seed=seed) == 0
+    return fitted[~inner], fitted[inner]
+
+
+def _loss_of(
+    network: nn.Module, criterion: MultitaskLoss, inputs: Inputs, indices: Int64, targets: dict[str, Tensor]
+) -> float:
+    """The loss on clips as they are, windows counted alike; without smoothing and learnt weights."""
+    device = next(network.parameters()).device
+    plain = MultitaskLoss(criterion.scales, kind=criterion.kind)
+    network.eval()
+    logits: dict[str, list[Tensor]] = {name: [] for name in targets}
+    wanted: dict[str, list[Tensor]] = {name: [] for name in targets}
+    with torch.inference_mode():
+        for begin in range(0, len(indices), 8):
+            rows = indices[begin : begin + 8]
+            x, mask, owner = inputs.covering(rows)
+            x, mask = x.to(device), mask.to(device)
+            for name, output in network(network.standardise(x, mask), mask).items():  # type: ignore[operator]  # a Network
+                logits[name].append(output.float().cpu())
+                wanted[name].append(targets[name][rows][owner])
+        both = ({name: torch.cat(parts) for name, parts in one.items()} for one in (logits, wanted))
+        return float(plain(*both)[0])
+
+
+def _take_over(network: Network, config: Config, start: Path, run: RunFolder) -> None:
+    """Copy backbone and standardisation from the first network of another run; the heads stay random."""
+    source = RunFolder.open(start)
+    files = sorted((source.path / "models").glob("*/network-*.safetensors"))
+    if not files:
+        raise ConfigError(f"{start}: found no network, expected a run with the member 'network'")
+    whole = [file for file in files if file.parent.name == "whole"]
+    path = (whole or files)[0]
+    other, input_, header = load_network(path)
+    if input_ != config.input or header["network"] != _plain(config.network):
+        raise ConfigError(
+            f"{start}: found another network or input, expected the same as here; give --network and --input flags "
+            "as in that run's config.json"
+        )
+    network.backbone.load_state_dict(other.backbone.state_dict())
+    network.mean.copy_(other.mean)
+    network.scale.copy_(other.scale)
+    run.log(start=str(path.relative_to(source.path)), of=source.preset)
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()}
+
+
+def _fit_pooled(
+    config: Config,
+    unit: Unit,
+    clips: Clips,
+    chosen: Int64,
+    table: NDArray[np.float32],
+    fitted: Int64,
+    held: Int64,
+    folder: Path,
+) -> Floats:
+    """Fit one model on statistics, keep it, and answer the clips held out."""
+    classes = len(clips.classes)
+    if "genre" in unit.heads:
+        model = baseline.fit(
+            unit.member, table[fitted], clips.label[chosen[fitted]], classes, config.pooled, config.seed
+        )
+    else:
+        columns = [AXES.index(axis) for axis in unit.heads]
+        values = clips.emotion[chosen[fitted]][:, columns].astype(np.float64)
+        model = baseline.fit(unit.member, table[fitted], values, 0, config.pooled, config.seed)
+    model.save(folder / unit.name)
+    return pooled_answers(model, unit, table[held], classes)
+
+
+def pooled_answers(model: baseline.Fitted, unit: Unit, table: NDArray[np.float32], classes: int) -> Floats:
+    """Answers of a model on statistics in the common form."""
+    if not len(table):
+        return np.zeros((0, classes + len(AXES)))
+    found = model.answer(table)
+    by_head = {"genre": found} if "genre" in unit.heads else dict(zip(unit.heads, found.T, strict=True))
+    return place_answers(by_head, classes, len(table))
+
+
+def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFolder, started: float) -> dict[str, Any]:
+    """Learn a few fixed batches by heart: a loop, a loss and a model that are right bring the loss to nearly 0."""
+    settings = config.train
+    torch.manual_seed(config.seed)
+    inputs = Inputs.of(clips, chosen, config.input)
+    drawn = np.random.default_rng(config.seed).permutation(chosen)[: settings.overfit_batch * settings.batch]
+    heads = unit.heads
+    targets = targets_of(clips, heads)
+    network = build_network(replace(config.network, dropout=0.0), config.input, heads)
+    mean, scale = inputs.statistics(drawn)
+    network.mean.copy_(mean)
+    network.scale.copy_(scale)
+    scales = scales_of({name: target[drawn] for name, target in targets.items()})
+    criterion = MultitaskLoss(dict.fromkeys(scales, 1.0))
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    generator = np.random.default_rng(config.seed)
+    batches = [drawn[i : i + settings.batch] for i in range(0, len(drawn), settings.batch)]
+    fixed = [(*inputs.random(rows, generator), {name: t[rows] for name, t in targets.items()}) for rows in batches]
+    with Tracker(run, prefix="overfit") as tracker:
+        for epoch in range(settings.epochs):
+            network.train()
+            losses = []
+            for x, mask, wanted in fixed:
+                loss, _ = criterion(network(network.standardise(x, mask), mask), wanted)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+                optimizer.step()
+                losses.append(float(loss.detach()))
+            tracker.log(epoch + 1, train_loss=float(np.mean(losses)))
+    network.eval()
+    with torch.inference_mode():
+        final = [float(criterion(network(network.standardise(x, mask), mask), wanted)[0]) for x, mask, wanted in fixed]
+    summary = {
+        "metric": "overfit_loss",
+        "score": float(np.mean(final)),
+        "interval": None,
+        "task": config.task,
+        "units": [unit.name],
+        "folds": "none",
+        "n": len(drawn),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    run.finish(summary)
+    return summary
+
+
+def _reports(config: Config, clips: Clips, indices: Int64, answers: Floats) -> dict[str, Any]:
+    """Scores of answers to clips, for what the run is asked; `score` and `interval` are those of its metric."""
+    found: dict[str, Any] = {}
+    group = clips.groups[config.data.group]
+    classes = len(clips.classes)
+    if config.task != "emotion":
+        known = np.flatnonzero(clips.label[indices] >= 0)
+        predicted = answers[known, :classes].argmax(axis=1)
+        groups = [group[i] for i in indices[known]]
+        found["genre"] = genre_report(clips.label[indices[known]], predicted, clips.classes, groups)
+        found |= {"score": found["genre"]["accuracy"], "interval": found["genre"]["accuracy_interval"]}
+    if config.task != "genre":
+        columns = [AXES.index(axis) for axis in config.axes]
+        truth = clips.emotion[indices][:, columns]
+        known = np.flatnonzero(np.isfinite(truth).all(axis=1))
+        groups = [group[i] for i in indices[known]]
+        values = answers[known][:, [classes + column for column in columns]]
+        found["emotion"] = emotion_report(truth[known], values, config.axes, groups)
+        if config.task == "emotion":
+            found |= {"score": found["emotion"]["spearman"], "interval": found["emotion"]["spearman_interval"]}
+    return found
+
+
+def _write_answers(path: Path, clips: Clips, indices: Int64, folds: Int64, answers: Floats) -> None:
+    """Keep the out-of-fold answers: a row for every clip."""
+    columns: dict[str, Any] = {
+        "id": [clips.ids[i] for i in indices],
+        "set": [clips.sets[i] for i in indices],
+        "artist": [clips.artist[i] for i in indices],
+        "track": [clips.track[i] for i in indices],
+        "fold": folds,
+        "class": [clips.classes[k] if k >= 0 else None for k in clips.label[indices]],
+    }
+    for number, axis in enumerate(AXES):
+        columns[f"true_{axis}"] = clips.emotion[indices, number]
+    for number, name in enumerate((*clips.classes, *AXES)):
+        columns[name if name in AXES else f"p_{name}"] = answers[:, number]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")

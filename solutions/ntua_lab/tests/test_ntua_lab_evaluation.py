@@ -1,0 +1,110 @@
+"""Scores against scikit-learn and scipy, and blending of answers."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+from kit_core.errors import DataError
+from ntua_lab.answers import Blend
+from ntua_lab.evaluation import emotion_report, evaluate_submission, genre_report, report_text, resamples, spearman
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 5), st.integers(3, 60), st.integers(0, 999))
+def test_genre_scores_are_scikit_learns(classes: int, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    true, predicted = rng.integers(0, classes, n), rng.integers(0, classes, n)
+    report = genre_report(true, predicted, [f"c{k}" for k in range(classes)])
+    labels = list(range(classes))
+    assert report["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert report["confusion"] == confusion_matrix(true, predicted, labels=labels).tolist()
+    for average in ("macro", "micro", "weighted", None):
+        p, r, f, s = precision_recall_fscore_support(true, predicted, labels=labels, average=average, zero_division=0)
+        if average is None:
+            np.testing.assert_allclose(report["precision"], p)
+            np.testing.assert_allclose(report["recall"], r)
+            np.testing.assert_allclose(report["f1"], f)
+            assert report["support"] == s.tolist()
+        elif average == "weighted":
+            assert report["weighted_f1"] == pytest.approx(f)
+        else:
+            assert [report[f"{average}_{key}"] for key in ("precision", "recall", "f1")] == pytest.approx([p, r, f])
+    low, high = report["accuracy_interval"]
+    assert low <= report["accuracy"] <= high
+    json.dumps(report, allow_nan=False)
+    assert "macro_f1" in report_text(report)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 999), st.booleans())
+def test_spearman_is_scipys(n: int, seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    true, predicted = rng.random((n, 3)), rng.random((n, 3))
+    if ties:
+        true = (true * 3).round()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant columns, which are 0 here
+        expected = [np.nan_to_num(spearmanr(true[:, i], predicted[:, i]).statistic) for i in range(3)]
+    np.testing.assert_allclose(spearman(true, predicted), expected, atol=1e-12)
+
+
+def test_constant_answers_order_nothing() -> None:
+    true = np.random.default_rng(0).random((20, 3))
+    report = emotion_report(true, np.full((20, 3), 0.5))
+    assert report["spearman"] == 0.0
+    assert report["spearman_interval"] == [0.0, 0.0]
+    perfect = emotion_report(true, true**3)
+    assert perfect["spearman_of_axes"] == pytest.approx([1.0, 1.0, 1.0])
+    assert "valence" in report_text(perfect)
+
+
+def test_resamples_keep_groups_whole() -> None:
+    groups = ["a", "b", "a", "c", "c", "c"]
+    for rows in resamples(6, groups)[:50]:
+        counts = np.bincount(rows, minlength=6)
+        assert counts[0] == counts[2]
+        assert counts[3] == counts[4] == counts[5]
+        assert counts[[0, 1, 3]].sum() == 3
+
+
+def test_a_submission_of_genres_goes_through_the_mapping(tmp_path: Path) -> None:
+    truth, answers = tmp_path / "test_labels.txt", tmp_path / "genres.txt"
+    truth.write_text(
+        "Id\tGenre\n1.full.fused.npy.gz\tPunk\n2.full.fused.npy.gz\tJazz\n3.full.fused.npy.gz\tPost-Punk\n"
+    )
+    answers.write_text("Id\tGenre\n1.fused.full.npy.gz\tMetal\n2.fused.full.npy.gz\tRock\n")
+    report = evaluate_submission(answers, truth)
+    assert (report["task"], report["n"], report["accuracy"]) == ("genre", 2, 0.5)  # the dropped clip is not judged
+    assert len(report["classes"]) == 10
+    answers.write_text("Id\tGenre\n1.fused.full.npy.gz\tPunk\n2.fused.full.npy.gz\tRock\n")
+    with pytest.raises(DataError, match="Punk"):
+        evaluate_submission(answers, truth)
+    answers.write_text("Id\tGenre\n1.fused.full.npy.gz\tMetal\n")
+    with pytest.raises(DataError, match="clip 2: found no row"):
+        evaluate_submission(answers, truth)
+    answers.write_text("Id.fused.full.npy.gz,valence,energy,danceability\n1,0.1,0.2,0.3\n")
+    with pytest.raises(DataError, match="expected genre"):
+        evaluate_submission(answers, truth)
+
+
+def test_places_do_not_depend_on_the_scale_of_a_member() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((200, 3))
+    good, other = truth + 0.05 * rng.standard_normal(truth.shape), truth + 0.2 * rng.standard_normal(truth.shape)
+    said = [np.hstack([np.full((200, 2), np.nan), good]), np.hstack([np.full((200, 2), np.nan), other])]
+    scaled = [said[0], said[1] * 0.01 + 0.4]  # a member that hardly leaves the mean
+    first = Blend.fit(said, truth, 2).apply(said, 2)
+    second = Blend.fit(scaled, truth, 2).apply(scaled, 2)
+    np.testing.assert_allclose(first[:, 2:], second[:, 2:], atol=1e-9)
+    assert np.isnan(first[:, :2]).all()
+    assert spearman(truth, first[:, 2:]).min() > spearman(truth, other).max()
+    assert ((first[:, 2:] >= 0) & (first[:, 2:] <= 1)).all()
+    alone = Blend.fit(said[:1], truth, 2).apply(said[:1], 2)
+    np.testing.assert_allclose(alone[:, 2:], np.clip(good, 0, 1))

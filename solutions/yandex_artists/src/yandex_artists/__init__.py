@@ -1,0 +1,1 @@
+"""Yandex Cup 2022: tracks of the same artist by metric learning."""

@@ -1,0 +1,1 @@
+"""Yandex Cup 2023: 256 music tags from track embeddings."""

@@ -1,0 +1,427 @@
+"""Training on a small sample: every kind of model learns, resumes to the same bits, and answers in the asked order."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kit_core.errors import ConfigError, DataError
+from kit_core.run import RunFolder
+from kit_io.ragged import RaggedPack
+from kit_metrics.multilabel import macro_average_precision
+from kit_nn.pooling import lengths_to_padding_mask
+from kit_train.config import FabricConfig
+from kit_train.weights import load_weights
+from yandex_tagging import infer as inference
+from yandex_tagging import train as training
+from yandex_tagging.blend import Blend
+from yandex_tagging.config import (
+    AugmentConfig,
+    BlendConfig,
+    ClassicConfig,
+    Config,
+    DataConfig,
+    InferConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimConfig,
+)
+from yandex_tagging.data import Tracks
+from yandex_tagging.groups import read_groups
+from yandex_tagging.predict import predict_file
+
+DIM, TAGS, N = 8, 6, 150
+CPU = FabricConfig(accelerator="cpu")
+NETWORK = NetworkConfig(d=16, layers=1, heads=2, ff=32, dropout=0.1, head_dropout=0.1, pooling_heads=2)
+OPTIM = OptimConfig(epochs=3, batch=32, learning_rate=5e-3, evaluate_every=2)
+AUGMENT = AugmentConfig(span=0.5, longest=12, frame_drop=0.1, noise=0.05, flip=0.5, mixup=0.3, cutmix=0.2)
+
+
+def make_tracks(seed: int = 0, n: int = N) -> Tracks:
+    """Tracks whose tags each lie in one or two strong frames among noise."""
+    generator = np.random.default_rng(seed)
+    directions = np.random.default_rng(99).normal(size=(TAGS, DIM))
+    tags = generator.random((n, TAGS)) < np.linspace(0.5, 0.15, TAGS)
+    tags[~tags.any(1), 0] = True
+    items = []
+    for row in tags:
+        frames = generator.normal(size=(int(generator.integers(4, 20)), DIM))
+        for tag in np.flatnonzero(row):
+            frames[generator.integers(len(frames))] += 2.5 * directions[tag]
+        items.append(frames.astype(np.float32))
+    ids = (1000 + generator.permutation(n)).tolist()
+    return Tracks(
+        split="train",
+        ids=ids,
+        pack=RaggedPack.from_items(items, "float32"),
+        rows=np.arange(n),
+        tags=tags,
+        n_tags=TAGS,
+        tag_names=tuple(f"tag {tag}" for tag in range(TAGS)),
+        groups=None,
+        fingerprint="made here",
+    )
+
+
+@pytest.fixture(scope="module")
+def tracks() -> Tracks:
+    return make_tracks()
+
+
+def config_of(**changes: Any) -> Config:
+    base = Config(data=DataConfig(n_folds=3), network=NETWORK, optim=OPTIM, fabric=CPU)
+    return dataclasses.replace(base, **changes)
+
+
+def fit(config: Config, tracks: Tracks, path: Path, *, resume: bool = False, **more: Any) -> dict[str, Any]:
+    with RunFolder.create(
+        path, config=config, preset="test", data_hashes={"train": "x"}, seed=config.seed, resume=resume
+    ) as run:
+        return training.train(config, tracks, run, resume=resume, **more)
+
+
+def out_of_fold(path: Path) -> np.ndarray:
+    return np.stack(pq.read_table(path / "oof.parquet")["logits"].to_numpy())
+
+
+MODELS = {
+    "lightgbm": config_of(model="lightgbm", classic=ClassicConfig(rounds=20, leaves=4, feature_share=1.0)),
+    "knn": config_of(model="knn", classic=ClassicConfig(statistics=("mean", "max"), neighbours=10)),
+    "logistic": config_of(model="logistic", classic=ClassicConfig(statistics=("mean", "max"))),
+    "network": config_of(
+        network=dataclasses.replace(NETWORK, encoder="none", head="frames"),
+        optim=dataclasses.replace(OPTIM, epochs=12),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_kind_of_model_learns_and_its_run_answers_in_the_order_of_the_ids(
+    name: str, tracks: Tracks, tmp_path: Path
+) -> None:
+    config = MODELS[name]
+    summary = fit(config, tracks, tmp_path / "run")
+    assert tracks.tags is not None
+    chance = macro_average_precision(tracks.tags, np.random.default_rng(0).random(tracks.tags.shape))
+    assert summary["score"] > chance + 0.15
+    assert summary["interval"][0] < summary["score"] < summary["interval"][1]
+    assert (summary["n"], summary["n_tags"], summary["dim"]) == (N, TAGS, DIM)
+    assert summary["parameters"] > TAGS
+    table = pq.read_table(tmp_path / "run" / "oof.parquet")
+    assert table["track"].to_pylist() == tracks.ids
+    assert macro_average_precision(tracks.tags, out_of_fold(tmp_path / "run")) == pytest.approx(summary["score"])
+
+    run = inference.FittedRun.open(tmp_path / "run")
+    other = make_tracks(seed=1)
+    expected = inference.infer([run], other)
+    order = np.random.default_rng(2).permutation(N)
+    permuted = dataclasses.replace(other, ids=[other.ids[i] for i in order], rows=other.rows[order], tags=None)
+    np.testing.assert_allclose(inference.infer([run], permuted), expected[order], rtol=1e-4, atol=1e-6)
+    assert expected.dtype == np.float32
+    assert other.tags is not None
+    assert macro_average_precision(other.tags, expected) > summary["score"] - 0.1
+    together = inference.infer([run, run], other)
+    np.testing.assert_allclose(together, expected, rtol=1e-5)
+
+
+def fit_and_die(calls: int, config: Config, tracks: Tracks, path: Path, **more: Any) -> None:
+    """Train until the state was saved for the n-th time, and die there, as it were."""
+    seen = 0
+    save = training.save_state
+
+    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
+        nonlocal seen
+        save(path, state)
+        seen += 1
+        if seen == calls:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_state", save_and_stop)
+        fit(config, tracks, path, **more)
+
+
+RESUMED = {
+    "ema": config_of(
+        augment=AUGMENT,
+        optim=dataclasses.replace(OPTIM, ema=0.9, schedule="cosine"),
+        copies=2,
+        fabric=FabricConfig(accelerator="cpu", accumulate=3),
+    ),
+    "swa": config_of(
+        network=dataclasses.replace(NETWORK, encoder="conformer", kernel=3),
+        optim=dataclasses.replace(OPTIM, epochs=5, swa=3),
+    ),
+    "plateau": config_of(
+        network=dataclasses.replace(NETWORK, encoder="resnet1d", channels=(8,)),
+        optim=dataclasses.replace(
+            OPTIM, epochs=5, schedule="plateau", plateau_patience=1, patience=4, keep="best", evaluate_every=1
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+def test_a_resumed_run_has_the_same_bits(name: str, epoch: int, tracks: Tracks, tmp_path: Path) -> None:
+    config = dataclasses.replace(RESUMED[name], data=DataConfig(n_folds=3, fold=1))
+    expected = fit(config, tracks, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_and_die(epoch, config, tracks, tmp_path / "part")
+    found = fit(config, tracks, tmp_path / "part", resume=True)
+    assert found["score"] == expected["score"]
+    np.testing.assert_array_equal(out_of_fold(tmp_path / "part"), out_of_fold(tmp_path / "whole"))
+    names = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert len(names) == config.copies
+    for file in names:
+        whole, part = (load_weights(tmp_path / run / "checkpoints" / file)[0] for run in ("whole", "part"))
+        assert all(torch.equal(part[key], value) for key, value in whole.items())
+    assert not list((tmp_path / "part" / "state").iterdir())
+
+
+def test_held_out_tracks_change_nothing_in_what_is_fitted(tracks: Tracks, tmp_path: Path) -> None:
+    """Out-of-fold rows are never seen: labels and frames of the held-out fold replaced, the weights stay the same."""
+    config = config_of(data=DataConfig(n_folds=3, fold=0), optim=dataclasses.replace(OPTIM, epochs=1))
+    fit(config, tracks, tmp_path / "a")
+    folds, _ = training.assign_folds(tracks, config.data)
+    assert tracks.tags is not None
+    held = np.flatnonzero(folds == 0)
+    items = [tracks.pack.item(i) for i in range(N)]
+    for i in held:
+        items[i] = items[i] * 100
+    changed = dataclasses.replace(tracks, pack=RaggedPack.from_items(items, "float32"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "assign_folds", lambda *_: (folds, np.arange(N)))
+        tags = tracks.tags.copy()
+        tags[held] = ~tags[held]
+        fit(config, dataclasses.replace(changed, tags=tags), tmp_path / "b")
+    a, b = (load_weights(tmp_path / run / "checkpoints" / "fold0-copy0.safetensors")[0] for run in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def write_presets(folder: Path) -> Path:
+    folder.mkdir()
+    classic = "[classic]\nrounds = 5\nleaves = 4\nfeature_share = 1.0\nneighbours = 5\nstatistics = ['mean', 'max']\n"
+    (folder / "near.toml").write_text(f"# near\nmodel = 'knn'\n{classic}")
+    (folder / "linear.toml").write_text(f"# linear\nmodel = 'logistic'\n{classic}")
+    (folder / "net.toml").write_text(
+        "# net\n[network]\nencoder = 'none'\nd = 16\nhead = 'frames'\nhead_dropout = 0.1\n"
+        "[optim]\nepochs = 6\nbatch = 32\nlearning_rate = 0.005\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["equal", "global", "per-tag"])
+def test_an_ensemble_keeps_its_members_and_resumes(weights: Any, tracks: Tracks, tmp_path: Path) -> None:
+    presets = write_presets(tmp_path / "presets")
+    config = config_of(
+        model="ensemble", members=("near", "linear", "net"), blend=BlendConfig(weights=weights, rounds=5)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fit_and_die(3, config, tracks, tmp_path / "run", presets=presets)
+    assert (tmp_path / "run" / "members" / "linear" / "DONE").exists()
+    summary = fit(config, tracks, tmp_path / "run", presets=presets, resume=True)
+    assert set(summary["members"]) == {"near", "linear", "net"}
+    scores = sorted(member["score"] for member in summary["members"].values())
+    assert summary["score"] > (scores[0] + 0.1 if weights == "equal" else scores[-1] - 0.02)
+    run = inference.FittedRun.open(tmp_path / "run")
+    other = make_tracks(seed=3)
+    assert other.tags is not None
+    probabilities = inference.infer([run], other)
+    assert macro_average_precision(other.tags, probabilities) > 0.5
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+
+
+def test_a_blend_scales_weighs_and_returns_to_the_members_scale() -> None:
+    generator = np.random.default_rng(0)
+    tags = generator.random((400, 3)) < 0.3
+    good = np.where(tags, 1.0, 0.0) + generator.normal(size=tags.shape)
+    poor = generator.normal(size=tags.shape) * 50 + 10
+    fitted = Blend.fit([good, poor], tags, scale="z-score", weights="per-tag", shrinkage=10, rounds=10)
+    np.testing.assert_allclose(fitted.weights.sum(0), 1)
+    assert (fitted.weights[0] > 0.8).all()
+    assert macro_average_precision(tags, fitted.mix([good, poor])) >= macro_average_precision(tags, good) - 0.02
+    alone = Blend.fit([good, good], tags, scale="z-score", weights="equal", shrinkage=0, rounds=1)
+    np.testing.assert_allclose(alone.mix([good, good]), good, rtol=1e-5, atol=1e-5)
+    strong = Blend.fit([good, poor], tags, scale="logit", weights="per-tag", shrinkage=1e9, rounds=10)
+    assert np.ptp(strong.weights, axis=1).max() < 1e-6  # all weight on what is common to the tags
+
+
+def test_windows_cover_long_tracks_and_leave_short_ones_whole() -> None:
+    track, start, count = inference.windows_of(np.array([5, 30, 11]), 10, 3)
+    assert track.tolist() == [0, 1, 1, 1, 2, 2]
+    assert start.tolist() == [0, 0, 10, 20, 0, 1]
+    assert count.tolist() == [5, 10, 10, 10, 10, 10]
+    track, start, count = inference.windows_of(np.array([5, 30]), 0, 3)
+    assert (track.tolist(), start.tolist(), count.tolist()) == ([0, 1], [0, 0], [5, 30])
+
+
+def test_logits_of_windows_are_averaged_whatever_the_batches(tracks: Tracks) -> None:
+    torch.manual_seed(0)
+    net = training.TagNet(NETWORK, DIM, TAGS).train()
+    gather = inference.reader(tracks.pack, torch.device("cpu"))
+    lengths = tracks.pack.lengths
+    rows = np.random.default_rng(0).permutation(N)[:40]
+    answers = []
+    for size in (1, 7, 100):
+        config = config_of(infer=InferConfig(window=6, windows=3, batch=size))
+        answers.append(inference.network_logits(net, gather, lengths, rows, config, torch.device("cpu")))
+        assert net.training  # as it was found
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(answers[0], answers[2], rtol=1e-4, atol=1e-5)
+    net.eval()
+    place = int(np.argmax(lengths[rows]))
+    frames = torch.from_numpy(tracks.pack.item(int(rows[place])))
+    starts = np.unique(np.linspace(0, len(frames) - 6, 3).round().astype(int))
+    with torch.no_grad():
+        by_hand = torch.stack([net(frames[None, s : s + 6], torch.zeros(1, 6, dtype=torch.bool))[0] for s in starts])
+    np.testing.assert_allclose(answers[0][place], by_hand.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_faithful_differs_where_it_says(tracks: Tracks) -> None:
+    faithful = config_of(faithful=True, network=dataclasses.replace(NETWORK, pooling="last"))
+    mended = config_of(network=dataclasses.replace(NETWORK, pooling="mean"))
+    torch.manual_seed(0)
+    net = training.TagNet(mended.network, DIM, TAGS).eval()
+    gather = inference.reader(tracks.pack, torch.device("cpu"))
+    held = np.arange(60)
+    whole = training._validate(net, gather, tracks, held, mended, torch.device("cpu"), 0)
+    batches = training._validate(net, gather, tracks, held, faithful, torch.device("cpu"), 0)
+    assert tracks.tags is not None
+    logits = inference.network_logits(net, gather, tracks.pack.lengths, held, mended, torch.device("cpu"))
+    assert whole == pytest.approx(macro_average_precision(tracks.tags[held], logits))
+    assert batches > whole  # the mean over small batches flatters
+    original = training.TagNet(faithful.network, DIM, TAGS).eval()
+    one_by_one = inference.network_logits(original, gather, tracks.pack.lengths, held, faithful, torch.device("cpu"))
+    frames = torch.from_numpy(tracks.pack.item(0))[None]
+    with torch.no_grad():
+        alone = original(frames, lengths_to_padding_mask(torch.tensor([frames.shape[1]]), frames.shape[1]))
+    np.testing.assert_allclose(one_by_one[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "focal", "asymmetric", "distribution-balanced"])
+def test_losses_sum_over_tags_and_average_over_tracks(name: Any, tracks: Tracks) -> None:
+    assert tracks.tags is not None
+    targets = torch.from_numpy(tracks.tags[:8].astype(np.float32))
+    logits = torch.randn(8, TAGS, generator=torch.Generator().manual_seed(0))
+    loss = training.build_loss(LossConfig(name=name, gamma_negative=2.0), tracks.tags)
+    summed = training.build_loss(LossConfig(name=name, gamma_negative=2.0, sum_over_tracks=True), tracks.tags)
+    torch.testing.assert_close(summed(logits, targets), 8 * loss(logits, targets))
+    if name == "bce":
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / 8
+        torch.testing.assert_close(loss(logits, targets), bce)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("one-cycle", [0.04, 0.75, 0]), ("cyclic-cosine", [1, 1, 1])],
+)
+def test_rates_by_share_of_the_steps(schedule: Any, factors: list[float]) -> None:
+    optim = OptimConfig(schedule=schedule, warmup=0.3 if schedule == "one-cycle" else 0.0, cycle_epochs=5, epochs=10)
+    found = [training.rate_factor(optim, share, 1.0) for share in (0.0, 0.5, 1.0)]
+    assert found == pytest.approx(factors, abs=0.1)
+    assert training.rate_factor(OptimConfig(schedule="plateau"), 0.3, 0.25) == 0.25
+
+
+def test_groups_are_read_and_kept_in_one_fold(tracks: Tracks, tmp_path: Path) -> None:
+    path = tmp_path / "groups.tsv"
+    lines = [f"{track}\t{track % 10}\tx" for track in tracks.ids if track % 7]
+    path.write_text("trackid\tartistid\tpath\n" + "\n".join(lines) + "\n")
+    groups = read_groups(path, tracks.ids)
+    alone = [i for i, track in enumerate(tracks.ids) if track % 7 == 0]
+    assert len(np.unique(groups)) == 10 + len(alone)
+    folds, _ = training.assign_folds(tracks, DataConfig(n_folds=3, groups=path))
+    for group in np.unique(groups):
+        assert len(np.unique(folds[groups == group])) == 1
+    for content, words in (
+        ("a,b\n1,x\n", "found none of the 150 tracks"),
+        ("a,b\n10.0,x\n", r"line 2: found 10\.0,x"),
+        ("a,b\n1001\n", "line 2"),
+    ):
+        (tmp_path / "wrong.csv").write_text(content)
+        with pytest.raises(DataError, match=words):
+            read_groups(tmp_path / "wrong.csv", tracks.ids)
+    with pytest.raises(DataError, match="cannot be read as groups"):
+        read_groups(tmp_path / "absent.csv", tracks.ids)
+
+
+def test_training_needs_tags(tracks: Tracks, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a train split"):
+        fit(config_of(), dataclasses.replace(tracks, tags=None), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def fitted_run(tracks: Tracks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fitted") / "run"
+    fit(dataclasses.replace(MODELS["network"], tensorboard=True), tracks, path)
+    return path
+
+
+def test_a_run_keeps_metrics_and_tensorboard(fitted_run: Path) -> None:
+    lines = [json.loads(line) for line in (fitted_run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line.get("part") == "fold2-copy0"]
+    assert [line["step"] for line in epochs] == list(range(1, 13))
+    assert ["score" in line for line in epochs] == [False, True] * 6
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert len(list((fitted_run / "tensorboard").glob("*/events.*"))) == 3
+
+
+def test_predict_prints_tags_and_draws_frames(fitted_run: Path, tracks: Tracks, tmp_path: Path) -> None:
+    run = inference.FittedRun.open(fitted_run)
+    np.save(tmp_path / "track.npy", tracks.pack.item(3))
+    text = predict_file(tmp_path / "track.npy", [run], top=2, plot=tmp_path / "plot.png")
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("tag ")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "names.txt").write_text("\n".join(f"name{tag}" for tag in range(TAGS)))
+    assert "name" in predict_file(tmp_path / "track.npy", [run], top=1, names=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("one\n")
+    with pytest.raises(DataError, match="found 1 lines, expected 6"):
+        predict_file(tmp_path / "track.npy", [run], names=tmp_path / "names.txt")
+    with pytest.raises(ConfigError, match="--top"):
+        predict_file(tmp_path / "track.npy", [run], top=0)
+    with pytest.raises(ConfigError, match=r"\.png, \.svg or \.pdf"):
+        predict_file(tmp_path / "track.npy", [run], plot=tmp_path / "plot.txt")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "torn": (lambda path: path.write_bytes(b"\x93NUMPY\x01"), "cannot be read"),
+    "flat": (lambda path: np.save(path, np.zeros(8, np.float32)), r"found float32 \[8\]"),
+    "empty": (lambda path: np.save(path, np.zeros((0, 8), np.float32)), r"found float32 \[0, 8\]"),
+    "integers": (lambda path: np.save(path, np.zeros((3, 8), np.int64)), "found int64"),
+    "nan": (lambda path: np.save(path, np.full((3, 8), np.nan)), "NaN"),
+    "width": (lambda path: np.save(path, np.zeros((3, 9), np.float32)), "trained on 8 dimensions a frame, found 9"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_predict_refuses_broken_tracks(name: str, fitted_run: Path, tmp_path: Path) -> None:
+    write, words = BROKEN[name]
+    write(tmp_path / "track.npy")
+    with pytest.raises(DataError, match=words):
+        predict_file(tmp_path / "track.npy", [inference.FittedRun.open(fitted_run)])
+
+
+def test_damaged_runs_are_told(fitted_run: Path, tracks: Tracks, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(fitted_run, copy)
+    weights = copy / "checkpoints" / "fold1-copy0.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="do not match their sha256"):
+        inference.infer([inference.FittedRun.open(copy)], tracks)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(DataError, match=r"found no checkpoints/\*\.safetensors"):
+        inference.infer([inference.FittedRun.open(copy)], tracks)
+    (copy / "DONE").unlink()
+    with pytest.raises(DataError, match="not finished"):
+        inference.FittedRun.open(copy)
