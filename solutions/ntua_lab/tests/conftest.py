@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kit_audio import ensure_compiled
+
 RAW = ("Rock", "Psych-Rock", "Classical", "Electronic", "Indie-Rock")  # Rock twice, and one that is dropped
 
 
@@ -82,3 +84,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_npy_gz() -> Callable[[np.ndarray], bytes]:
     """Arrays to the bytes of .npy.gz files."""
     return gzipped
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_librosa() -> None:
+    """Before any test calls librosa itself: two test processes must not fill numba's cache at once."""
+    ensure_compiled()

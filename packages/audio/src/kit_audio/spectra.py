@@ -8,7 +8,12 @@ Everything equals what plain librosa calls give; it is faster because one short-
 bands and the separation, the harmonic part is never turned back into sound, and the medians run along one axis.
 """
 
+import fcntl
+import os
+import tempfile
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -54,6 +59,25 @@ def lab_spectra(samples: Floats, *, sample_rate: int = SAMPLE_RATE) -> LabSpectr
         raise ValueError(f"samples: found shape {samples.shape}, expected at least {SHORTEST_SECONDS:g} seconds")
     if not samples.any():
         raise ValueError("samples: found digital silence, expected sound")
+    ensure_compiled()
+    return _spectra(samples, sample_rate)
+
+
+@cache
+def ensure_compiled() -> None:
+    """Let numba compile what librosa needs, one process at a time; a minute once an installation, then nothing.
+
+    numba keeps the result in a cache beside librosa. Two processes that fill it at once leave files over which every
+    later process crashes, so whoever comes first does it alone.
+    """
+    clicks = np.zeros(4 * SAMPLE_RATE, np.float32)
+    clicks[:: SAMPLE_RATE // 2] = 1.0
+    with (Path(tempfile.gettempdir()) / f"kit_audio-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _spectra(clicks, SAMPLE_RATE)
+
+
+def _spectra(samples: Floats, sample_rate: int) -> LabSpectra:
     transform = librosa.stft(samples, n_fft=N_FFT, hop_length=HOP)
     power = power_mel(transform, sample_rate)
     pitch = chroma(samples, sample_rate)
