@@ -14,7 +14,7 @@ import pytest
 
 from ai4code import cli
 from ai4code import train as training
-from ai4code.config import Config, DataConfig, TextConfig, TreesConfig
+from ai4code.config import Config, DataConfig, SamplingConfig, TextConfig, TreesConfig
 from ai4code.data import Notebooks, load
 from ai4code.decode import Placement, decode
 from ai4code.features import View
@@ -30,8 +30,14 @@ TREES = TreesConfig(rounds=10, leaves=7, smallest_leaf=5, learning_rate=0.2)
 MODEL_FILES = ("position.txt", "ranker.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
 
 
-def small(config: Config, **data: Any) -> Config:
+def small(config: Config, encoder: Path | None = None, **data: Any) -> Config:
     """The same configuration, at a size that takes no time."""
+    networks = {
+        name: replace(
+            getattr(config, name), width=16, layers=1, heads=2, pair_width=4, epochs=1, order_epochs=1, batch_cells=200
+        )
+        for name in ("listwise", "twin", "diffusion")
+    }
     trees = {
         name: replace(getattr(config, name), rounds=10, leaves=7, smallest_leaf=5)
         for name in ("position", "ranker", "gaps", "joint")
@@ -41,7 +47,10 @@ def small(config: Config, **data: Any) -> Config:
         data=DataConfig(**({"folds": 2} | data)),
         text=replace(config.text, components=min(config.text.components, 4)),
         mlp=replace(config.mlp, epochs=1, width=16, blocks=1),
+        encoder=replace(config.encoder, folder=encoder, tokens=12),
+        sampling=SamplingConfig(steps=2, samples=2),
         **trees,
+        **networks,
     )
 
 
@@ -84,9 +93,9 @@ def blend(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.mark.parametrize("preset", preset_names(cli.PRESETS))
 def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
-    preset: str, notebooks: Notebooks, tmp_path: Path
+    preset: str, notebooks: Notebooks, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    config = small(load_preset(Config, cli.PRESETS, preset))
+    config = small(load_preset(Config, cli.PRESETS, preset), tiny_encoder)
     summary = run_training(config, notebooks, tmp_path / "run")
     assert summary["n"] == len(notebooks)
     assert -1 <= summary["score"] <= 1
@@ -139,7 +148,7 @@ def test_no_model_sees_a_family_that_it_answers(
 
         def save(self, folder: Path) -> None: ...
 
-    def fit(name: str, view: View, config: Config, log: Callable[..., None]) -> Spy:
+    def fit(name: str, view: View, config: Config, log: Callable[..., None], folder: Path) -> Spy:
         fitted.append(set(families[view.indices]))
         return Spy(fitted[-1])
 

