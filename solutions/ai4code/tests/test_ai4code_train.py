@@ -36,7 +36,7 @@ def small(config: Config, encoder: Path | None = None, **data: Any) -> Config:
         name: replace(
             getattr(config, name), width=16, layers=1, heads=2, pair_width=4, epochs=1, order_epochs=1, batch_cells=200
         )
-        for name in ("listwise", "twin", "diffusion")
+        for name in ("listwise", "twin", "diffusion", "text_listwise")
     }
     trees = {
         name: replace(getattr(config, name), rounds=10, leaves=7, smallest_leaf=5)
@@ -49,6 +49,19 @@ def small(config: Config, encoder: Path | None = None, **data: Any) -> Config:
         mlp=replace(config.mlp, epochs=1, width=16, blocks=1),
         encoder=replace(config.encoder, folder=encoder, tokens=12),
         sampling=SamplingConfig(steps=2, samples=2),
+        transformer=replace(
+            config.transformer,
+            vocab_size=300,
+            width=16,
+            layers=1,
+            heads=2,
+            markdown_tokens=8,
+            code_tokens=8,
+            contexts=4,
+            shared_tokens=16,
+            epochs=1,
+            masked_epochs=min(config.transformer.masked_epochs, 1),
+        ),
         **trees,
         **networks,
     )

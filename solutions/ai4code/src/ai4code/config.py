@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 Member = Literal[
-    "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion"
+    "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion",
+    "pointwise", "pairwise", "text-listwise", "seed-listwise",
 ]  # fmt: skip
 
 
@@ -142,6 +143,41 @@ class NotebookConfig:
 
 
 @dataclass(frozen=True)
+class TransformerConfig:
+    """A text encoder that is trained with its task: from random weights and an own tokenizer, or from a folder."""
+
+    start: Literal["scratch", "folder"] = "scratch"
+    """folder: the checkpoint and the tokenizer of `encoder.folder`, fine-tuned."""
+    tokenizer: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    """Kind of the own tokenizer, trained on the fitted notebooks."""
+    vocab_size: int = 8000
+    width: int = 96
+    """Of the encoder from scratch, as are layers and heads."""
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+    markdown_tokens: int = 32
+    """Tokens of a markdown cell that are read."""
+    code_tokens: int = 32
+    """Tokens of a code cell that are read where cells are read one by one, or in pairs."""
+    contexts: int = 20
+    """Evenly spaced code cells, the first and the last among them, that `pointwise` and `pairwise` look at."""
+    shared_tokens: int = 240
+    """Tokens of all those code cells together in `pointwise`: a budget that short cells leave to long ones."""
+    negatives: int = 2
+    """Code cells drawn for a markdown cell and epoch in `pairwise`."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    epochs: int = 4
+    batch_tokens: int = 8192
+    """Tokens a step of `pointwise`, `pairwise` and masked-word training, padding included."""
+    masked_epochs: int = 0
+    """Epochs of masked-word training on the cells of the fitted notebooks, before the task."""
+    folder_rate: float = 0.03
+    """Learning rate of fine-tuned weights, as a share of that of new ones."""
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How `diffusion` draws its answers."""
 
@@ -186,6 +222,8 @@ class Config:
     twin: NotebookConfig = field(default_factory=lambda: NotebookConfig(passes=1))
     diffusion: NotebookConfig = field(default_factory=lambda: NotebookConfig(passes=1))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    text_listwise: NotebookConfig = field(default_factory=NotebookConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
 
     def __post_init__(self) -> None:

@@ -152,7 +152,7 @@ class Twin:
             ]
 
         items = make_items(view, vectors_as_fitted(view, self.encoder, self.encoder_digest))
-        return answer_items(self.network, items, answer)
+        return answer_items(self.network, items, 2 * self.network.config.batch_cells, answer)
 
     def save(self, folder: Path) -> None:
         """Write the weights and what rebuilds the network."""
@@ -212,7 +212,7 @@ class Diffusion:
             ]
 
         items = make_items(view, vectors_as_fitted(view, self.encoder, self.encoder_digest))
-        return answer_items(self.network, items, answer)
+        return answer_items(self.network, items, 2 * self.network.config.batch_cells, answer)
 
     def save(self, folder: Path) -> None:
         """Write the weights and what rebuilds the network."""

@@ -119,16 +119,25 @@ def cell_vectors(table: CellTable, config: EncoderConfig) -> np.ndarray:
         ConfigError: there is no encoder folder, or it is incomplete.
         DataError: a file of it is damaged.
     """
-    if config.folder is None:
-        raise ConfigError(
-            "this preset needs vectors of cells: give --encoder.folder DIR, a local Hugging Face folder "
-            "(`ai4code weights --out DIR` makes one)"
-        )
-    key = (encoder_digest(config.folder), config.tokens, config.precision)
+    key = (encoder_digest(require_folder(config)), config.tokens, config.precision)
     known = _VECTORS.setdefault(table, {})
     if key not in known:
         known[key] = _packed(table.notebooks, config) if config.cache else _encoded(table.notebooks, config)
     return known[key]
+
+
+def require_folder(config: EncoderConfig) -> Path:
+    """The folder of the encoder.
+
+    Raises:
+        ConfigError: none was given.
+    """
+    if config.folder is None:
+        raise ConfigError(
+            "this preset needs a text encoder: give --encoder.folder DIR, a local Hugging Face folder "
+            "(`ai4code weights --out DIR` makes one)"
+        )
+    return config.folder
 
 
 _VECTORS: WeakKeyDictionary[CellTable, dict[tuple[str, int, str], np.ndarray]] = WeakKeyDictionary()

@@ -23,6 +23,10 @@ FILES: dict[Member, str] = {
     "listwise": "listwise.safetensors",
     "twin": "twin.safetensors",
     "diffusion": "diffusion.safetensors",
+    "pointwise": "pointwise.safetensors",
+    "pairwise": "pairwise.safetensors",
+    "text-listwise": "text-listwise.safetensors",
+    "seed-listwise": "seed-listwise.safetensors",
 }  # rules and similarity are made again in no time
 
 
@@ -70,6 +74,15 @@ def fit_member(
             from ai4code.diffusion import Diffusion  # as above
 
             return Diffusion.fit(view, config.diffusion, config.sampling, config.encoder, config.seed, log, state)
+        case "pointwise" | "pairwise":
+            from ai4code.text_models import Sequences  # as above
+
+            return Sequences.fit(name, view, config.transformer, config.encoder, config.seed, log, state)
+        case "text-listwise" | "seed-listwise":
+            from ai4code.text_models import TextListwise  # as above
+
+            settings = (config.text_listwise, config.transformer, config.encoder)
+            return TextListwise.fit(name, view, *settings, config.seed, log, state)
         case "joint":
             raise ValueError("'joint' is fitted by fit_joint, on the answers of 'gaps'")
 
@@ -103,6 +116,14 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
             from ai4code.diffusion import Diffusion  # as above
 
             return Diffusion.load(folder, config.encoder, config.sampling)
+        case "pointwise" | "pairwise":
+            from ai4code.text_models import Sequences  # as above
+
+            return Sequences.load(name, folder)
+        case "text-listwise" | "seed-listwise":
+            from ai4code.text_models import TextListwise  # as above
+
+            return TextListwise.load(name, folder)
         case "joint":
             raise ValueError("'joint' is read by Joint.load")
 

@@ -86,6 +86,7 @@ def fit_network(
     seed: int,
     log: Log,
     state: Path | None,
+    rate_of: Callable[[str], float] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Train a network over notebooks and return the moving average of its weights.
@@ -93,12 +94,13 @@ def fit_network(
     Args:
         items: notebooks with code, markdown and a known order.
         state: where each epoch leaves what resuming needs; None keeps nothing.
+        rate_of: learning rate of a weight by its name, as a share of the common one.
         after_epoch: called with the epoch and the averaged network.
     """
     place = device()
     network.to(place).train()
-    groups = _decayed_and_not(network, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.98))
+    groups = weight_groups(network, config.learning_rate, config.weight_decay, rate_of)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     average = WeightAverage(network, config.average)
     epochs = config.order_epochs + config.epochs
     first = 0
@@ -144,11 +146,19 @@ def fit_network(
     return average.module
 
 
-def _decayed_and_not(network: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and embeddings of single things do not."""
-    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+def weight_groups(
+    network: nn.Module, rate: float, decay: float, rate_of: Callable[[str], float] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: matrices decay, biases and norms do not; `rate_of` scales the rate by a weight's name."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            share = rate_of(name) if rate_of else 1.0
+            groups.setdefault((share, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate * share, "weight_decay": decay if matrix else 0.0}
+        for (share, matrix), parameters in groups.items()
+    ]
 
 
 def answerable(item: Item) -> bool:
@@ -219,7 +229,7 @@ class Listwise:
             DataError: the encoder's folder is not the one that the model was fitted with.
         """
         items = make_items(view, vectors_as_fitted(view, self.encoder, self.encoder_digest))
-        return answer_items(self.network, items)
+        return answer_items(self.network, items, 2 * self.network.config.batch_cells)
 
     def save(self, folder: Path) -> None:
         """Write the weights; the header of the file holds what rebuilds the network."""
@@ -247,12 +257,16 @@ def vectors_as_fitted(view: View, encoder: EncoderConfig, digest: str) -> np.nda
 
 
 def answer_items(
-    network: NotebookNet, items: Sequence[Item], answer: Callable[[NotebookNet, Batch], list[Placement]] | None = None
+    network: nn.Module,
+    items: Sequence[Item],
+    batch_cells: int,
+    answer: Callable[[Any, Batch], list[Placement]] | None = None,
 ) -> list[Placement]:
     """Answer notebooks in batches of near-equal length; those without code or without markdown need no network.
 
     Args:
-        answer: gives a placement for each sample of a batch; by default the distribution of the last pass.
+        batch_cells: cells a batch, padding included.
+        answer: takes the network and gives a placement for each sample of a batch; by default the distribution of the last pass.
     """
     place = device()
     network = network.to(place).eval()
@@ -266,7 +280,7 @@ def answer_items(
     by_item: dict[int, list[tuple[int, Placement]]] = {}
     lengths = np.array([sample.size for sample in samples], dtype=np.int64)
     with torch.inference_mode():
-        for rows in sequential_batches(lengths, 64, frames_budget=2 * network.config.batch_cells):
+        for rows in sequential_batches(lengths, 64, frames_budget=batch_cells):
             batch = make_batch([samples[row] for row in rows.tolist()]).to(place)
             for row, placement in zip(rows.tolist(), (answer or last_pass)(network, batch), strict=True):
                 by_item.setdefault(owner[row], []).append((row, placement))
@@ -278,7 +292,7 @@ def answer_items(
     return placements
 
 
-def last_pass(network: NotebookNet, batch: Batch) -> list[Placement]:
+def last_pass(network: nn.Module, batch: Batch) -> list[Placement]:
     """The distributions of the last pass, and which markdown cell stands before which."""
     answer = network(batch)[-1]
     probability = answer.gap_probability.double().cpu().numpy()

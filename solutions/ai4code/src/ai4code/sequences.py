@@ -29,7 +29,7 @@ class Item:
 
     Shapes: vectors float16 [n, D] (D may be 0), features float32 [n, N_FEATURES], maps float32 [5, n, n_code],
     number_before int8 [n, n] (1 where the row's section number is smaller, −1 where it is larger),
-    rank int64 [n], the true order, or None.
+    rank int64 [n], the true order, or None. `first_row` is the row of its first cell in the table.
     """
 
     vectors: np.ndarray
@@ -38,6 +38,7 @@ class Item:
     number_before: np.ndarray
     n_code: int
     rank: np.ndarray | None
+    first_row: int = 0
 
     @property
     def n_cells(self) -> int:
@@ -108,8 +109,11 @@ class Batch:
         return Batch(**moved, samples=self.samples)
 
 
-def make_items(view: View, vectors: np.ndarray | None) -> list[Item]:
-    """Collect the notebooks of a view; `vectors` float [cells of the table, D] or None."""
+def make_items(view: View, vectors: np.ndarray | None, *, with_maps: bool = True) -> list[Item]:
+    """Collect the notebooks of a view; `vectors` float [cells of the table, D] or None.
+
+    Without maps similarities are left zero, for models that have no use for them.
+    """
     table = view.table
     rank = table.notebooks.true_rank
     features = np.concatenate([table.markdown, table.code], axis=1)
@@ -118,7 +122,7 @@ def make_items(view: View, vectors: np.ndarray | None) -> list[Item]:
         start, stop = table.notebooks.offsets[index : index + 2].tolist()
         n_code = view.n_code(index)
         maps = np.zeros((len(SIMILARITIES), stop - start, n_code), np.float32)
-        if n_code:
+        if n_code and with_maps:
             maps = similarity_maps(view.tfidf, table.used, table.defined, start, n_code, stop)
         empty = np.zeros((stop - start, 0), np.float16)
         items.append(
@@ -129,6 +133,7 @@ def make_items(view: View, vectors: np.ndarray | None) -> list[Item]:
                 number_before=_number_before(view, start, stop),
                 n_code=n_code,
                 rank=None if rank is None else rank[start:stop],
+                first_row=start,
             )
         )
     return items
