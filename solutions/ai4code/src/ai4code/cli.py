@@ -48,11 +48,13 @@ def prepare(data: Path, out: Path, workers: int = os.cpu_count() or 1) -> None:
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from ai4code import data as official
+    from ai4code.members import check_inputs
     from ai4code.train import summary_text
     from ai4code.train import train as fit
 
     hashes = {"train": official.fingerprint(data)}
     notebooks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
+    check_inputs(config)
     with RunFolder.create(
         run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
     ) as folder:

@@ -94,6 +94,8 @@ def average(placements: Sequence[Placement]) -> Placement:
 def mix(placements: Sequence[Placement], weights: Sequence[float]) -> Placement:
     """Average distributions for one notebook; weights need not sum to 1.
 
+    What some know of the order of markdown cells is averaged among those.
+
     Raises:
         ValueError: a placement has no distribution (`spread` makes one).
     """
@@ -104,7 +106,14 @@ def mix(placements: Sequence[Placement], weights: Sequence[float]) -> Placement:
             raise ValueError("only distributions can be mixed: spread the positions first")
         parts.append(placement.gap_probability * (weight / total))
     probability = np.sum(parts, axis=0)
-    return Placement(probability @ np.arange(probability.shape[1]), probability)
+    orders = [
+        (placement.markdown_before, weight)
+        for placement, weight in zip(placements, weights, strict=True)
+        if placement.markdown_before is not None and weight > 0
+    ]
+    known = sum(weight for _, weight in orders)
+    before = np.sum([order * (weight / known) for order, weight in orders], axis=0) if orders else None
+    return Placement(probability @ np.arange(probability.shape[1]), probability, before)
 
 
 def true_gaps(true_rank: np.ndarray, n_code: int) -> np.ndarray:

@@ -49,7 +49,8 @@ def encoder_digest(folder: Path) -> str:
     """Digest of what decides the vectors: configuration, tokenizer and weights of a folder.
 
     Raises:
-        ConfigError: no such folder (a hub's name is refused in words), or a part of it is missing.
+        ConfigError: no such folder (a hub's name is refused in words).
+        DataError: a part of it is missing.
     """
     return _folder_digest(folder, _stamps(folder))
 
@@ -58,8 +59,8 @@ def open_encoder(folder: Path, precision: str = "float32") -> Encoder:
     """Read a local Hugging Face folder; `precision` is that of the arithmetic, float32 or bfloat16.
 
     Raises:
-        ConfigError: no such folder, or a part of it is missing.
-        DataError: a file is damaged, or the tokenizer has words that the checkpoint has no vectors for.
+        ConfigError: no such folder.
+        DataError: a part is missing, a file is damaged, or the tokenizer has words that the checkpoint has no vectors for.
     """
     digest = encoder_digest(folder)
     network, tokenizer = _load(folder)
@@ -83,11 +84,11 @@ def tokenize(encoder: Encoder, texts: Sequence[str], tokens: int) -> list[list[i
 
     Text that looks like a mark (`[SEP]`, `</s>`) is read as the characters it consists of.
     """
-    backend = encoder.tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
+    if not len(texts):
+        return []
     cut = [text[: tokens * CHARACTERS_PER_TOKEN] for text in texts]
-    found = encoder.tokenizer(cut, truncation=True, max_length=tokens, padding=False, return_attention_mask=False)
-    return [list(ids) for ids in found["input_ids"]]
+    settings = {"truncation": True, "max_length": tokens, "padding": False, "split_special_tokens": True}
+    return [list(ids) for ids in encoder.tokenizer(cut, **settings)["input_ids"]]
 
 
 @torch.inference_mode()
@@ -116,8 +117,8 @@ def cell_vectors(table: CellTable, config: EncoderConfig) -> np.ndarray:
     """Vectors of every cell of a table: float32 [cells, width]; encoded once for all models of a run.
 
     Raises:
-        ConfigError: there is no encoder folder, or it is incomplete.
-        DataError: a file of it is damaged.
+        ConfigError: there is no encoder folder.
+        DataError: it is incomplete or damaged.
     """
     key = (encoder_digest(require_folder(config)), config.tokens, config.precision)
     known = _VECTORS.setdefault(table, {})
@@ -260,7 +261,7 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
     ]
     for what, any_of in wanted:
         if not present & set(any_of):
-            raise ConfigError(
+            raise DataError(
                 f"{folder}: found no {what} ({' or '.join(any_of)}); expected the folder of a checkpoint as "
                 "transformers' save_pretrained writes it; copy it whole"
             )

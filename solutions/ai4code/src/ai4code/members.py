@@ -128,6 +128,21 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
             raise ValueError("'joint' is read by Joint.load")
 
 
+def check_inputs(config: Config) -> None:
+    """Look at what the members need besides the notebooks, before a run is begun: the encoder's folder.
+
+    Raises:
+        ConfigError: it is needed and there is none.
+        DataError: it is incomplete or damaged.
+    """
+    frozen = set(config.members) & {"listwise", "twin", "diffusion"}
+    tuned = set(config.members) & {"pointwise", "pairwise", "text-listwise", "seed-listwise"}
+    if frozen or (tuned and config.transformer.start == "folder"):
+        from ai4code.encoder import open_encoder, require_folder  # as above
+
+        open_encoder(require_folder(config.encoder))
+
+
 def fit_joint(view: View, first: Sequence[Placement], config: Config) -> Joint:
     """Fit `joint` on a view and the out-of-fold answers of `gaps` for its notebooks."""
     return Joint.fit(view, first, config.joint, config.pairs, config.seed)
