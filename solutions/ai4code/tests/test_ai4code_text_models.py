@@ -74,8 +74,10 @@ def some_tokens(lengths: list[int]) -> Tokens:
 @pytest.mark.parametrize("n_code", [1, 2, 19, 20, 21, 150])
 def test_contexts_hold_the_first_and_the_last_code_cell(n_code: int) -> None:
     cells = context_cells(n_code, 20)
-    assert cells[0] == 0 and cells[-1] == n_code - 1
-    assert len(cells) == min(n_code, 20) and (np.diff(cells) > 0).all()
+    assert cells[0] == 0
+    assert cells[-1] == n_code - 1
+    assert len(cells) == min(n_code, 20)
+    assert (np.diff(cells) > 0).all()
 
 
 def test_a_shared_budget_leaves_what_short_cells_do_not_need() -> None:
@@ -86,7 +88,8 @@ def test_a_shared_budget_leaves_what_short_cells_do_not_need() -> None:
     for _ in range(50):
         lengths, budget = rng.integers(0, 30, 7), int(rng.integers(1, 150))
         granted = shared_budget(lengths, budget)
-        assert (granted <= lengths).all() and granted.sum() == min(budget, lengths.sum())
+        assert (granted <= lengths).all()
+        assert granted.sum() == min(budget, lengths.sum())
 
 
 def test_sequences_name_every_cell_once(view: View) -> None:
@@ -95,7 +98,8 @@ def test_sequences_name_every_cell_once(view: View) -> None:
     tokens = some_tokens([3 + (i * 7) % 60 for i in range(view.table.counts.shape[0])])
     cells = context_cells(one.n_code, 4)
     ids, slots = sequence_of(Example(one, one.n_code, cells), tokens, MARKS, SMALL)
-    assert (ids == MARKS.sep).sum() == len(cells) and (ids == MARKS.cls).sum() == 1
+    assert (ids == MARKS.sep).sum() == len(cells)
+    assert (ids == MARKS.cls).sum() == 1
     assert set(slots.tolist()) == set(range(len(cells) + 1))
     assert len(ids) <= 1 + SMALL.markdown_tokens + SMALL.shared_tokens + len(cells)
     single, _ = sequence_of(Example(one, one.n_code, cells[:1]), tokens, MARKS, SMALL)
@@ -111,7 +115,8 @@ def test_marks_in_cells_are_characters(view: View, tiny_encoder: Path, tmp_path:
         started, tokenizer = start_encoder(view, config, EncoderConfig(folder=tiny_encoder), 0, lambda **values: None)
         tokens = cell_tokens(tokenizer, hostile, 30)
         marks = started.marks
-        assert len(tokens.ids) and not set(tokens.ids.tolist()) & {marks.pad, marks.cls, marks.sep, marks.mask}
+        assert len(tokens.ids)
+        assert not set(tokens.ids.tolist()) & {marks.pad, marks.cls, marks.sep, marks.mask}
         assert (np.diff(tokens.offsets) <= 30).all()
 
 
@@ -158,7 +163,9 @@ def test_every_weight_is_taught(view: View) -> None:
     items[0] = replace(first, number_before=numbered)
     batch = make_batch([whole(one) for one in items[:3]])
     tokens = some_tokens([3 + (i * 7) % 60 for i in range(view.table.counts.shape[0])])
-    inputs = sequence_batch([Example(items[0], items[0].n_code, np.array([0, 1]))], tokens, MARKS, SMALL, torch.device("cpu"))
+    inputs = sequence_batch(
+        [Example(items[0], items[0].n_code, np.array([0, 1]))], tokens, MARKS, SMALL, torch.device("cpu")
+    )
     sequences = SequenceNet(encoder(), 3)
     sequences(*inputs).sum().backward()
     listwise, seed = (kind(encoder(), NOTEBOOK, (8, 8)) for kind in (TextNotebookNet, SeedNet))
@@ -169,7 +176,8 @@ def test_every_weight_is_taught(view: View) -> None:
     listnet_loss(seed(batch), batch).backward()
     for net in (sequences, listwise, seed):
         for name, parameter in net.named_parameters():
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{type(net).__name__}.{name}"
+            assert parameter.grad is not None, f"{type(net).__name__}.{name}"
+            assert parameter.grad.abs().sum() > 0, f"{type(net).__name__}.{name}"
 
 
 def test_listnet_by_hand(view: View) -> None:
@@ -191,9 +199,11 @@ def test_masking_asks_a_share_and_never_a_mark() -> None:
     padding[:, 21:] = True
     given, wanted = mask_tokens(ids, padding, MARKS, 50)
     asked = wanted != IGNORED
-    assert not asked[:, [0, 20]].any() and not asked[:, 21:].any()
+    assert not asked[:, [0, 20]].any()
+    assert not asked[:, 21:].any()
     assert asked[:, 1:20].float().mean() == pytest.approx(0.15, abs=0.02)
-    assert torch.equal(given[~asked], ids[~asked]) and torch.equal(wanted[asked], ids[asked])
+    assert torch.equal(given[~asked], ids[~asked])
+    assert torch.equal(wanted[asked], ids[asked])
     assert (given[asked] == MARKS.mask).float().mean() == pytest.approx(0.8, abs=0.04)
 
 
@@ -206,7 +216,9 @@ def test_masked_words_are_learned(view: View) -> None:
     started = encoder()
     before = started.word_vectors.weight.detach().clone()
     learn_masked_words(started, tokens, rows, config, 0, lambda **values: losses.append(values["loss"]))
-    assert len(losses) == 3 and losses[-1] < 0.75 * losses[0] and losses[0] < 4.5
+    assert len(losses) == 3
+    assert losses[-1] < 0.75 * losses[0]
+    assert losses[0] < 4.5
     assert not torch.equal(before, started.word_vectors.weight)
 
 

@@ -11,6 +11,7 @@ Sources: Giuliari et al. 2023, Positional Diffusion (arXiv:2303.11120); cosine s
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -60,7 +61,7 @@ def ddim(denoise: Denoiser, noise: Tensor, steps: int) -> Tensor:
     places = noise.clamp(-CLIP, CLIP)
     levels = torch.linspace(1.0, 0.0, steps + 1).tolist()
     clean = places
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
+    for level, following in pairwise(levels):
         now = torch.full((len(noise),), level, device=noise.device)
         clean = denoise(places, now).clamp(-1.0, 1.0)
         share = signal_share(now)[:, None]

@@ -60,7 +60,8 @@ def open_encoder(folder: Path, precision: str = "float32") -> Encoder:
 
     Raises:
         ConfigError: no such folder.
-        DataError: a part is missing, a file is damaged, or the tokenizer has words that the checkpoint has no vectors for.
+        DataError: a part is missing, a file is damaged, or the tokenizer knows words that the
+            checkpoint has no vectors for.
     """
     digest = encoder_digest(folder)
     network, tokenizer = _load(folder)
@@ -68,8 +69,8 @@ def open_encoder(folder: Path, precision: str = "float32") -> Encoder:
     if len(tokenizer) > rows:
         raise DataError(
             f"{folder}: the tokenizer does not match the checkpoint: found {len(tokenizer)} tokens (files "
-            f"{_part_digest(folder, TOKENIZER_FILES)[:16]}…), expected at most the {rows} rows of the embedding (weights "
-            f"{_part_digest(folder, WEIGHT_FILES)[:16]}…)\n  do: put the tokenizer files of this very checkpoint there"
+            f"{_part_digest(folder, TOKENIZER_FILES)[:16]}…), expected at most the {rows} rows of the embedding "
+            f"(weights {_part_digest(folder, WEIGHT_FILES)[:16]}…)\n  do: put the tokenizer files of this very checkpoint there"
         )
     return Encoder(
         network.to(getattr(torch, precision)).eval().requires_grad_(False),
@@ -151,7 +152,8 @@ def _encoded(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
 
 def _packed(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
     """Read the pack of these notebooks, or make it first."""
-    assert config.folder is not None and config.cache is not None
+    assert config.folder is not None
+    assert config.cache is not None
     path = config.cache / pack_name(notebooks, config)
     if not (path / "info.json").exists():
         _pack(notebooks, config, path)

@@ -135,7 +135,7 @@ class NotebookNet(nn.Module):
     """A batch of notebooks → scores for the gap of each asked cell, and for which asked cell stands before which."""
 
     def __init__(self, config: NotebookConfig, dim: int, guided: bool = False) -> None:
-        """Make fresh weights; `dim` is the width of the cell vectors (0: none), `guided` says that guesses are given."""
+        """Make fresh weights; `dim` is the width of cell vectors (0: none), `guided` says that guesses are given."""
         super().__init__()
         width = config.width
         self.config, self.dim, self.guided = config, dim, guided
@@ -209,7 +209,8 @@ class NotebookNet(nn.Module):
         b, m = batch.gap.shape
         told = torch.zeros(b, m, self.config.width, device=batch.gap.device)
         if guess is not None:
-            assert level is not None and self.from_guess is not None
+            assert level is not None
+            assert self.from_guess is not None
             noise = level[:, None, None].expand(b, m, 1)
             told = told + self.from_guess(torch.cat([place_waves(guess), noise], dim=-1))
         if prior is not None:
@@ -254,7 +255,7 @@ class NotebookNet(nn.Module):
     def _answer(self, batch: Batch, hidden: Tensor, pairs: Tensor, prior: Tensor | None) -> Answer:
         width = batch.width
         code, asked = hidden[:, :width], hidden[:, width:]
-        b, m = batch.gap.shape
+        b = len(batch.gap)
         # In place of a code cell that is not there stands the mark of that end.
         gap = torch.arange(width + 1, device=hidden.device)
         opening, closing = self.ends[0].expand(b, 1, -1), self.ends[1].expand(b, 1, -1)

@@ -149,7 +149,7 @@ def fit_network(
 def weight_groups(
     network: nn.Module, rate: float, decay: float, rate_of: Callable[[str], float] | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: matrices decay, biases and norms do not; `rate_of` scales the rate by a weight's name."""
+    """Groups for an optimizer: matrices decay, biases and norms do not; `rate_of` scales the rate by the name."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -266,7 +266,8 @@ def answer_items(
 
     Args:
         batch_cells: cells a batch, padding included.
-        answer: takes the network and gives a placement for each sample of a batch; by default the distribution of the last pass.
+        answer: takes the network and gives a placement for each sample of a batch; by default the
+            distribution of the last pass.
     """
     place = device()
     network = network.to(place).eval()

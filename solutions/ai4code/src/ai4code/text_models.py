@@ -19,12 +19,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from kit_nn.encoders import TransformerEncoder
-from kit_nn.pooling import masked_mean
-from kit_train.batches import bucketed_batches, sequential_batches
-from kit_train.schedules import cosine, set_learning_rate
-from kit_train.state import load_state, mixed_seed, save_state
-from kit_train.weights import load_weights, save_weights
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,6 +45,12 @@ from ai4code.sequences import N_FEATURES, Batch, Item, make_items
 from ai4code.tokenizer import SPECIAL_TOKENS, token_analyzer, train_tokenizer
 from kit_core.atomic import write_text
 from kit_core.errors import ConfigError
+from kit_nn.encoders import TransformerEncoder
+from kit_nn.pooling import masked_mean
+from kit_train.batches import bucketed_batches, sequential_batches
+from kit_train.schedules import cosine, set_learning_rate
+from kit_train.state import load_state, mixed_seed, save_state
+from kit_train.weights import load_weights, save_weights
 
 IGNORED = -100  # torch's mark for places that a cross-entropy leaves out
 SHARPEST = 4.0  # ListNet's target is softmax(−4 · rank / last): the first cell counts e⁴ times the last, not e^n
@@ -99,7 +99,7 @@ def cell_tokens(tokenizer: Tokenizer, notebooks: Notebooks, limit: int) -> Token
 
 
 class CellEncoder(nn.Module):
-    """Token numbers → hidden states, float [n, T, width]: a small transformer from scratch, or a checkpoint's network."""
+    """Token numbers → hidden states [n, T, width]: a small transformer from scratch, or a checkpoint's network."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """Make fresh weights from `settings`: {"checkpoint": its configuration}, or vocabulary and sizes."""
@@ -307,7 +307,9 @@ class SequenceNet(nn.Module):
         self.encoder = encoder
         self.slot = nn.Embedding(slots, encoder.width)
         nn.init.normal_(self.slot.weight, std=0.02)
-        self.leave = nn.Sequential(nn.Linear(2 * encoder.width + 3, encoder.width), nn.GELU(), nn.Linear(encoder.width, 1))
+        self.leave = nn.Sequential(
+            nn.Linear(2 * encoder.width + 3, encoder.width), nn.GELU(), nn.Linear(encoder.width, 1)
+        )
 
     def forward(self, ids: Tensor, slots: Tensor, padding: Tensor, sizes: Tensor) -> Tensor:
         hidden = self.encoder(ids, padding, self.slot(slots))
@@ -333,7 +335,12 @@ def example_length(example: Example, tokens: Tokens, config: TransformerConfig) 
     rows = example.item.first_row + example.code
     code = int(np.minimum(tokens.offsets[rows + 1] - tokens.offsets[rows], budget).sum())
     row = example.item.first_row + example.markdown
-    return 1 + min(int(tokens.offsets[row + 1] - tokens.offsets[row]), config.markdown_tokens) + min(code, budget) + len(rows)
+    return (
+        1
+        + min(int(tokens.offsets[row + 1] - tokens.offsets[row]), config.markdown_tokens)
+        + min(code, budget)
+        + len(rows)
+    )
 
 
 def fit_sequences(
@@ -454,9 +461,7 @@ class Sequences:
                 def examples_of(rng: np.random.Generator) -> list[Example]:
                     return [one for item in items for one in _places(item, config, mean_code)]
 
-                fit_sequences(
-                    network, examples_of, tokens, config, place_distance, seed=seed, log=log, state=state
-                )
+                fit_sequences(network, examples_of, tokens, config, place_distance, seed=seed, log=log, state=state)
             else:
 
                 def examples_of(rng: np.random.Generator) -> list[Example]:
@@ -475,9 +480,7 @@ class Sequences:
         else:
             examples = [one for item in asked for one in _all_pairs(item, self.config)]
         logits = iter(sequence_logits(self.network, examples, tokens, self.config).tolist())
-        return [
-            self._placement(item, logits) if answerable(item) else _nothing_to_decide(item) for item in items
-        ]
+        return [self._placement(item, logits) if answerable(item) else _nothing_to_decide(item) for item in items]
 
     def _placement(self, item: Item, logits: Iterator[float]) -> Placement:
         n_markdown = item.n_cells - item.n_code
