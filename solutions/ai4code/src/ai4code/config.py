@@ -83,8 +83,10 @@ class MlpConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Where vectors of cells come from: a local Hugging Face folder, read by transformers."""
+    """Where vectors of cells come from: a local Hugging Face folder, read by transformers, or the words alone."""
 
+    vectors: Literal["folder", "singular"] = "folder"
+    """singular: coordinates on the singular vectors of the fitted notebooks' TF-IDF (`text.components`); no weights."""
     folder: Path | None = None
     """Folder of a checkpoint with its tokenizer (`ai4code weights --out DIR` makes one). Hub names are not resolved."""
     tokens: int = 64
@@ -119,8 +121,8 @@ class AugmentConfig:
 class NotebookConfig:
     """A transformer over the cells of a notebook, and its training."""
 
-    width: int = 160
-    layers: int = 4
+    width: int = 128
+    layers: int = 3
     heads: int = 8
     pair_width: int = 48
     """Hidden numbers for a pair of an asked cell and a gap."""
@@ -129,9 +131,9 @@ class NotebookConfig:
     dropout: float = 0.2
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
-    order_epochs: int = 4
+    order_epochs: int = 2
     """Epochs first, in which code cells are asked for their place as well."""
-    epochs: int = 20
+    epochs: int = 12
     """Epochs behind those, in which only markdown cells are asked."""
     batch_cells: int = 480
     """Cells a step, padding included."""

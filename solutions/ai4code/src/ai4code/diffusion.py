@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ai4code.config import EncoderConfig, NotebookConfig, SamplingConfig
 from ai4code.decode import Placement
-from ai4code.encoder import cell_vectors, encoder_digest
+from ai4code.encoder import cell_vectors, source_digest
 from ai4code.features import View
 from ai4code.network import NotebookNet, mean_place
 from ai4code.neural import (
@@ -100,7 +100,7 @@ def unknown(batch: Batch) -> tuple[Tensor, Tensor]:
 def _fit(
     view: View, config: NotebookConfig, encoder: EncoderConfig, seed: int, log: Log, state: Path | None, noisy: bool
 ) -> NotebookNet:
-    vectors = cell_vectors(view.table, encoder)
+    vectors = cell_vectors(view, encoder)
     items = [item for item in make_items(view, vectors) if answerable(item)]
     network = fresh_network(items, config, vectors.shape[1], seed, guided=True)
     mean_code = mean_code_cells(items)
@@ -139,8 +139,7 @@ class Twin:
     ) -> Self:
         """Learn from the notebooks of the view; raises as `cell_vectors`."""
         network = _fit(view, config, encoder, seed, log, state, noisy=False)
-        assert encoder.folder is not None
-        return cls(network, encoder, encoder_digest(encoder.folder))
+        return cls(network, encoder, source_digest(encoder))
 
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view."""
@@ -188,8 +187,7 @@ class Diffusion:
     ) -> Self:
         """Learn from the notebooks of the view; raises as `cell_vectors`."""
         network = _fit(view, config, encoder, seed, log, state, noisy=True)
-        assert encoder.folder is not None
-        return cls(network, encoder, encoder_digest(encoder.folder), sampling)
+        return cls(network, encoder, source_digest(encoder), sampling)
 
     def draw(self, network: NotebookNet, batch: Batch) -> Tensor:
         """Draw places for a batch: float [samples, B, M], −1..1."""

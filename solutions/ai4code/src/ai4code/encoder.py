@@ -1,6 +1,6 @@
 """Vectors of cells from a local Hugging Face folder: checked, encoded once, packed, found again.
 
-    vectors = cell_vectors(table, EncoderConfig(folder=Path("runs/minilm"), cache=Path("runs/vectors")))
+    vectors = cell_vectors(view, EncoderConfig(folder=Path("runs/minilm"), cache=Path("runs/vectors")))
 
 Nothing is ever asked of a model hub: the folder holds the checkpoint and its tokenizer. A cell is cut after `tokens`
 tokens, the last hidden states are averaged over its tokens and scaled to length 1. Equal texts are encoded once, and
@@ -24,7 +24,7 @@ from torch import nn
 
 from ai4code.config import EncoderConfig
 from ai4code.data import Notebooks
-from ai4code.features import CellTable
+from ai4code.features import CellTable, View
 from kit_core.console import progress
 from kit_core.errors import ConfigError, DataError
 from kit_io.ragged import RaggedPack, RaggedWriter
@@ -70,7 +70,8 @@ def open_encoder(folder: Path, precision: str = "float32") -> Encoder:
         raise DataError(
             f"{folder}: the tokenizer does not match the checkpoint: found {len(tokenizer)} tokens (files "
             f"{_part_digest(folder, TOKENIZER_FILES)[:16]}…), expected at most the {rows} rows of the embedding "
-            f"(weights {_part_digest(folder, WEIGHT_FILES)[:16]}…)\n  do: put the tokenizer files of this very checkpoint there"
+            f"(weights {_part_digest(folder, WEIGHT_FILES)[:16]}…)\n"
+            "  do: put the tokenizer files of this very checkpoint there"
         )
     return Encoder(
         network.to(getattr(torch, precision)).eval().requires_grad_(False),
@@ -114,18 +115,29 @@ def encode(encoder: Encoder, texts: Sequence[str], config: EncoderConfig) -> np.
     return vectors[back] if len(texts) else vectors
 
 
-def cell_vectors(table: CellTable, config: EncoderConfig) -> np.ndarray:
-    """Vectors of every cell of a table: float32 [cells, width]; encoded once for all models of a run.
+def cell_vectors(view: View, config: EncoderConfig) -> np.ndarray:
+    """Vectors of every cell of the view's table: float32 [cells, width]; encoded once for all models of a run.
 
     Raises:
         ConfigError: there is no encoder folder.
         DataError: it is incomplete or damaged.
     """
+    if config.vectors == "singular":
+        if not len(view.text.components):
+            raise ConfigError("encoder.vectors = 'singular' needs text.components of 1 or more")
+        vectors = view.text.project(view.tfidf, view.table.words.vocabulary)
+        return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6)
+    table = view.table
     key = (encoder_digest(require_folder(config)), config.tokens, config.precision)
     known = _VECTORS.setdefault(table, {})
     if key not in known:
         known[key] = _packed(table.notebooks, config) if config.cache else _encoded(table.notebooks, config)
     return known[key]
+
+
+def source_digest(config: EncoderConfig) -> str:
+    """What a model keeps of where its vectors came from: the digest of the encoder's folder, or nothing."""
+    return "" if config.vectors == "singular" else encoder_digest(require_folder(config))
 
 
 def require_folder(config: EncoderConfig) -> Path:

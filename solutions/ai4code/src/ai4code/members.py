@@ -137,7 +137,7 @@ def check_inputs(config: Config) -> None:
     """
     frozen = set(config.members) & {"listwise", "twin", "diffusion"}
     tuned = set(config.members) & {"pointwise", "pairwise", "text-listwise", "seed-listwise"}
-    if frozen or (tuned and config.transformer.start == "folder"):
+    if (frozen and config.encoder.vectors == "folder") or (tuned and config.transformer.start == "folder"):
         from ai4code.encoder import open_encoder, require_folder  # as above
 
         open_encoder(require_folder(config.encoder))

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ai4code.config import AugmentConfig, EncoderConfig, NotebookConfig
 from ai4code.decode import Placement
-from ai4code.encoder import cell_vectors, encoder_digest
+from ai4code.encoder import cell_vectors, source_digest
 from ai4code.features import View
 from ai4code.network import Answer, NotebookNet
 from ai4code.sequences import N_FEATURES, Batch, Item, Sample, augmented, make_batch, make_items, thinned
@@ -206,7 +206,7 @@ class Listwise:
         Raises:
             ConfigError, DataError: the encoder's folder is missing, incomplete or damaged.
         """
-        vectors = cell_vectors(view.table, encoder)
+        vectors = cell_vectors(view, encoder)
         items = [item for item in make_items(view, vectors) if answerable(item)]
         network = fresh_network(items, config, vectors.shape[1], seed, guided=False)
         mean_code = mean_code_cells(items)
@@ -219,8 +219,7 @@ class Listwise:
                 network, items, config, loss_of, seed=seed, log=log, state=state, after_epoch=after_epoch
             )
         assert isinstance(trained, NotebookNet)
-        assert encoder.folder is not None
-        return cls(trained.cpu().eval(), encoder, encoder_digest(encoder.folder))
+        return cls(trained.cpu().eval(), encoder, source_digest(encoder))
 
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view.
@@ -248,12 +247,12 @@ def vectors_as_fitted(view: View, encoder: EncoderConfig, digest: str) -> np.nda
     Raises:
         DataError: the encoder's files are others.
     """
-    if encoder.folder is not None and (found := encoder_digest(encoder.folder)) != digest:
+    if (found := source_digest(encoder)) != digest:
         raise DataError(
             f"{encoder.folder}: found an encoder of digest {found[:16]}…, expected {digest[:16]}…, with which the "
             "model was fitted\n  do: give the folder that was used, or train again"
         )
-    return cell_vectors(view.table, encoder)
+    return cell_vectors(view, encoder)
 
 
 def answer_items(

@@ -199,6 +199,8 @@ def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, 
     if path.exists():
         return TextModel.load(path)
     needs_components = set(config.members) & {"position", "ranker", "mlp"}
+    if config.encoder.vectors == "singular":
+        needs_components |= set(config.members) & {"listwise", "twin", "diffusion"}
     text = fit_text_model(
         counts,
         vocabulary,
