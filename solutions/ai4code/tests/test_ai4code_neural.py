@@ -120,7 +120,7 @@ def test_the_first_loss_is_known() -> None:
     assert golden == pytest.approx(GOLDEN, abs=2e-3)
 
 
-GOLDEN = 3.2758  # of torch 2.13 on a CPU
+GOLDEN = 3.2856  # of torch 2.13 on a CPU
 
 
 def test_the_distance_term_is_the_ranked_probability_score() -> None:
@@ -130,7 +130,7 @@ def test_the_distance_term_is_the_ranked_probability_score() -> None:
     p = answers[0].gap_probability[0].detach().numpy().astype(np.float64)
     gaps = np.searchsorted(one.rank[:4], one.rank[4:])  # type: ignore[index]  # the order is known
     by_hand = sum((p[row, : g + 1].sum() - (g >= gap)) ** 2 for row, gap in enumerate(gaps) for g in range(5))
-    added = float(gap_loss(answers, batch, 1.0, 4.0) - gap_loss(answers, batch, 0.0, 4.0))
+    added = (gap_loss(answers, batch, 1.0, 4.0) - gap_loss(answers, batch, 0.0, 4.0)).item()
     assert added == pytest.approx(by_hand / 2 / 4, rel=1e-4)
 
 

@@ -106,7 +106,7 @@ def blend(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.mark.parametrize("preset", preset_names(cli.PRESETS))
 def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
-    preset: str, notebooks: Notebooks, tiny_encoder: Path, tmp_path: Path
+    preset: str, notebooks: Notebooks, data: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     config = small(load_preset(Config, cli.PRESETS, preset), tiny_encoder)
     summary = run_training(config, notebooks, tmp_path / "run")
@@ -118,6 +118,9 @@ def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
 
     run = FittedRun.open(tmp_path / "run")
     assert len(run.folds) == 2
+    unseen = load(data, "test", workers=1)  # of an unknown order, as `predict` and `infer` meet them
+    for cells, order in zip(map(unseen.cells, range(len(unseen))), predict_orders([run], unseen), strict=True):
+        assert sorted(order) == sorted(cells)
     folds = assign_folds(notebooks.ancestors or [], config.data)
     table = pq.read_table(tmp_path / "run" / "oof.parquet").to_pylist()
     for number, fold_models in enumerate(run.folds):

@@ -162,7 +162,7 @@ class NotebookNet(nn.Module):
             nn.GELU(),
             nn.Linear(config.pair_width, config.pair_width),
             nn.GELU(),
-            nn.Linear(config.pair_width, 1),
+            nn.Linear(config.pair_width, 1, bias=False),  # a constant for all gaps says nothing
         )
         self.before = nn.Linear(width, 32)
         self.number_weight = nn.Parameter(torch.ones(1))
