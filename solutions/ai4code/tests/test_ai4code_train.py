@@ -16,7 +16,7 @@ from ai4code import cli
 from ai4code import train as training
 from ai4code.config import Config, DataConfig, SamplingConfig, TextConfig, TreesConfig
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement, decode
+from ai4code.decode import Placement, decode_jointly
 from ai4code.features import View
 from ai4code.infer import FittedRun, predict_orders
 from ai4code.sample import write_sample
@@ -383,7 +383,7 @@ def test_infer_check_and_evaluate(
     placements = FittedRun.open(blend[0]).place(test)
     for index, id_ in enumerate(test.ids):
         cells = test.cells(index)
-        assert both[id_] == [cells[i] for i in decode(placements[index], int(test.n_code[index]))]
+        assert both[id_] == [cells[i] for i in decode_jointly(placements[index], int(test.n_code[index]))]
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -19,7 +19,7 @@ from ai4code.blend import fit_weights
 from ai4code.boosting import Joint
 from ai4code.config import Config, DataConfig, Member
 from ai4code.data import Notebooks
-from ai4code.decode import Placement, decode, mix, spread, true_gaps
+from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
 from ai4code.members import count_parameters, fit_joint, fit_member, is_saved, load_member
 from ai4code.text import TextModel, fit_text_model
@@ -177,7 +177,7 @@ def report_placements(notebooks: Notebooks, scored: np.ndarray, placements: list
     for index, placement in zip(scored, placements, strict=True):
         n_code = int(notebooks.n_code[index])
         rank = notebooks.true_rank[notebooks.offsets[index] : notebooks.offsets[index + 1]]
-        order = decode(placement, n_code)
+        order = decode_jointly(placement, n_code)
         ranks.append(rank[order])
         types.append(order >= n_code)
         if placement.gap_probability is not None:
