@@ -96,7 +96,8 @@ def tokenize(encoder: Encoder, texts: Sequence[str], tokens: int) -> list[list[i
 @torch.inference_mode()
 def encode(encoder: Encoder, texts: Sequence[str], config: EncoderConfig) -> np.ndarray:
     """Vectors of texts: float32 [texts, width], length 1; a text without any token gives zeros."""
-    distinct, back = np.unique(np.array(texts, dtype=object), return_inverse=True) if len(texts) else ([], [])
+    distinct: dict[str, int] = {}
+    back = np.array([distinct.setdefault(text, len(distinct)) for text in texts], dtype=np.int64)
     ids = tokenize(encoder, list(distinct), config.tokens)
     lengths = np.array([len(one) for one in ids], dtype=np.int64)
     vectors = np.zeros((len(ids), encoder.width), np.float32)
@@ -112,7 +113,8 @@ def encode(encoder: Encoder, texts: Sequence[str], config: EncoderConfig) -> np.
         hidden = encoder.network(input_ids=batch, attention_mask=mask.long()).last_hidden_state.float()
         mean = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         vectors[rows] = torch.nn.functional.normalize(mean, dim=1).numpy()
-    return vectors[back] if len(texts) else vectors
+    found: np.ndarray = vectors[back]
+    return found
 
 
 def cell_vectors(view: View, config: EncoderConfig) -> np.ndarray:

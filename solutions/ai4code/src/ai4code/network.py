@@ -177,13 +177,14 @@ class NotebookNet(nn.Module):
         shown = show_maps(batch.maps, batch.asked_padding, batch.code_padding)
         relations = self._relations(batch, shown)
         pairs = self.pair_shown(self._pairs(batch, shown))
-        biases = [layer.bias(relations) for layer in self.layers]
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]  # all are: so says the type as well
+        biases = [layer.bias(relations) for layer in layers]
         cells = self._cells(batch)
         answers: list[Answer] = []
         prior: Tensor | None = None
         for _ in range(self.config.passes):
             hidden = cells + self._guessed(batch, guess, level, prior)
-            for layer, bias in zip(self.layers, biases, strict=True):
+            for layer, bias in zip(layers, biases, strict=True):
                 hidden = layer(hidden, bias)
             answers.append(self._answer(batch, self.norm(hidden), pairs, prior))
             prior = answers[-1].gap_probability.detach()

@@ -237,5 +237,16 @@ def make_batch(samples: Sequence[Sample]) -> Batch:
         before[i, :k, :k] = item.number_before[np.ix_(asked, asked)]
         if sample.gap is not None and sample.rank is not None:
             gap[i, :k], rank[i, :k] = sample.gap, sample.rank
-    arrays = (vectors, features, kind, padding, np.array([len(sample.code) for sample in samples]), code_maps, maps)
-    return Batch(*map(torch.from_numpy, (*arrays, before, gap, rank)), samples=samples)
+    return Batch(
+        vectors=torch.from_numpy(vectors),
+        features=torch.from_numpy(features),
+        kind=torch.from_numpy(kind),
+        padding=torch.from_numpy(padding),
+        n_code=torch.tensor([len(sample.code) for sample in samples]),
+        code_maps=torch.from_numpy(code_maps),
+        maps=torch.from_numpy(maps),
+        number_before=torch.from_numpy(before),
+        gap=torch.from_numpy(gap),
+        rank=torch.from_numpy(rank),
+        samples=samples,
+    )

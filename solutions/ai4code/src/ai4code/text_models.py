@@ -111,7 +111,7 @@ class CellEncoder(nn.Module):
 
             stored = dict(settings["checkpoint"])
             self.network: nn.Module = AutoModel.from_config(AutoConfig.for_model(stored.pop("model_type"), **stored))
-            self.width = int(self.network.config.hidden_size)  # type: ignore[union-attr, arg-type]  # a transformers network
+            self.width = int(self.network.config.hidden_size)
             self.longest = int(getattr(self.network.config, "max_position_embeddings", 512)) - 2
         else:
             self.width, self.longest = settings["width"], 512
@@ -157,7 +157,8 @@ def start_encoder(
             found = [getattr(opened.tokenizer, name) for name in names]
             first = next(number for number in [*found[1:], 0] if number is not None)
             marks = Marks(*(first if number is None else number for number in found))
-            stored = json.loads(opened.network.config.to_json_string(use_diff=False))
+            settings: Any = opened.network.config  # a transformers configuration
+            stored = json.loads(settings.to_json_string(use_diff=False))
             made = CellEncoder({"checkpoint": stored, "marks": asdict(marks)})
             made.network.load_state_dict(opened.network.state_dict())
             tokenizer = Tokenizer.from_str(opened.tokenizer.backend_tokenizer.to_str())
