@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement, average, decode, gap_of, median_gap, mix, spread, true_gaps
+from ai4code.decode import (
+    Placement,
+    average,
+    decode,
+    decode_jointly,
+    expected_before,
+    gap_of,
+    median_gap,
+    mix,
+    spread,
+    true_gaps,
+)
 from ai4code.sample import write_sample
 from ai4code.train import report_placements
 from kit_metrics.ordering import Orderings, ordering_report
@@ -223,3 +234,60 @@ def test_averaging_folds() -> None:
     averaged = average(distributions_).gap_probability
     assert averaged is not None
     np.testing.assert_allclose(averaged, [[1 / 3, 2 / 3]])
+
+
+# --- jointly ---------------------------------------------------------------------------------------------------------
+
+
+def expected_inversions(placement: Placement, n_code: int, order: np.ndarray) -> float:
+    """Counted pair by pair, from what the placement says of each."""
+    assert placement.gap_probability is not None
+    p = placement.gap_probability
+    total = 0.0
+    for first in range(len(order)):
+        for second in range(first + 1, len(order)):
+            a, b = int(order[first]), int(order[second])
+            if a >= n_code and b >= n_code:
+                total += 1.0 - expected_before(placement)[a - n_code, b - n_code]
+            elif a >= n_code:
+                total += 1.0 - p[a - n_code, : b + 1].sum()
+            elif b >= n_code:
+                total += p[b - n_code, : a + 1].sum()
+    return total
+
+
+@UNHURRIED
+@given(placements())
+def test_joint_decoding_never_expects_more_inversions(case: tuple[Placement, int]) -> None:
+    placement, n_code = case
+    order = decode_jointly(placement, n_code)
+    assert sorted(order.tolist()) == list(range(n_code + len(placement.position)))
+    assert order[order < n_code].tolist() == list(range(n_code))
+    if placement.gap_probability is not None:
+        before = expected_inversions(placement, n_code, decode(placement, n_code))
+        assert expected_inversions(placement, n_code, order) <= before + 1e-6
+
+
+def test_probabilities_of_pairs_count_gaps_first() -> None:
+    sure = Placement.from_gap_scores(np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(expected_before(sure), [[0.5, 1.0, 0.5], [0.0, 0.5, 0.0], [0.5, 1.0, 0.5]])
+    told = Placement(sure.position, sure.gap_probability, np.array([[0.5, 0.1, 0.2], [0.9, 0.5, 0.3], [0.8, 0.7, 0.5]]))
+    np.testing.assert_allclose(expected_before(told)[0], [0.5, 1.0, 0.2])
+
+
+def test_joint_decoding_lets_pairs_move_a_cell_that_is_in_doubt() -> None:
+    """Both cells are nearly evenly torn between two gaps; a sure order between them parts them."""
+    p = np.array([[0.49, 0.51], [0.51, 0.49]])
+    before = np.array([[0.5, 1.0], [0.0, 0.5]])
+    placement = Placement(p @ np.arange(2), p, before)
+    assert decode(placement, 1).tolist() == [2, 0, 1]
+    assert decode_jointly(placement, 1).tolist() in ([1, 0, 2], [1, 2, 0], [0, 1, 2])
+
+
+def test_mixing_keeps_what_is_known_of_pairs() -> None:
+    p = np.full((2, 3), 1 / 3)
+    pairs = np.array([[0.5, 0.9], [0.1, 0.5]])
+    mixed = mix([Placement(p @ np.arange(3), p), Placement(p @ np.arange(3), p, pairs)], [0.7, 0.3])
+    assert mixed.markdown_before is not None
+    np.testing.assert_allclose(mixed.markdown_before, pairs)
+    assert mix([Placement(p @ np.arange(3), p)] * 2, [0.5, 0.5]).markdown_before is None

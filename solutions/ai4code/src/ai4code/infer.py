@@ -14,7 +14,7 @@ import numpy as np
 from ai4code.boosting import Gaps, Joint
 from ai4code.config import Config, Member
 from ai4code.data import Notebooks
-from ai4code.decode import Placement, average, decode, mix, spread
+from ai4code.decode import Placement, average, decode_jointly, mix, spread
 from ai4code.features import View, describe
 from ai4code.members import FittedMember, load_member
 from ai4code.text import TextModel, WordSource
@@ -123,7 +123,7 @@ def predict_orders(runs: Sequence[FittedRun], notebooks: Notebooks) -> Iterator[
         chunk = notebooks.select(np.arange(start, min(start + NOTEBOOKS_PER_CHUNK, len(notebooks))))
         for index, placement in enumerate(place_with_runs(runs, chunk)):
             cells = chunk.cells(index)
-            yield [cells[i] for i in decode(placement, int(chunk.n_code[index]))]
+            yield [cells[i] for i in decode_jointly(placement, int(chunk.n_code[index]))]
 
 
 def _load_fold(folder: Path, config: Config) -> FoldModels:

@@ -1,9 +1,12 @@
 """The models by name: one place that knows how each is fitted, kept and read back."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from safetensors import safe_open
 
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
@@ -17,6 +20,13 @@ FILES: dict[Member, str] = {
     "mlp": "mlp.safetensors",
     "gaps": "gaps.txt",
     "joint": "joint.txt",
+    "listwise": "listwise.safetensors",
+    "twin": "twin.safetensors",
+    "diffusion": "diffusion.safetensors",
+    "pointwise": "pointwise.safetensors",
+    "pairwise": "pairwise.safetensors",
+    "text-listwise": "text-listwise.safetensors",
+    "seed-listwise": "seed-listwise.safetensors",
 }  # rules and similarity are made again in no time
 
 
@@ -28,8 +38,15 @@ class FittedMember(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
-def fit_member(name: Member, view: View, config: Config, log: Callable[..., None]) -> FittedMember:
-    """Fit any model but `joint` on the notebooks of a view."""
+def fit_member(
+    name: Member, view: View, config: Config, log: Callable[..., None], folder: Path | None = None
+) -> FittedMember:
+    """Fit any model but `joint` on the notebooks of a view.
+
+    Args:
+        folder: where models that train for long keep, epoch by epoch, what a stopped training needs; None: nowhere.
+    """
+    state = None if folder is None else folder / f"{name}.state"
     match name:
         case "as-given" | "middle":
             return Rule.fit(name)
@@ -45,6 +62,27 @@ def fit_member(name: Member, view: View, config: Config, log: Callable[..., None
             from ai4code.mlp import Mlp  # PyTorch takes seconds to load: only where it is used
 
             return Mlp.fit(view, config.mlp, config.seed, log)
+        case "listwise":
+            from ai4code.neural import Listwise  # as above
+
+            return Listwise.fit(view, config.listwise, config.encoder, config.seed, log, state)
+        case "twin":
+            from ai4code.diffusion import Twin  # as above
+
+            return Twin.fit(view, config.twin, config.encoder, config.seed, log, state)
+        case "diffusion":
+            from ai4code.diffusion import Diffusion  # as above
+
+            return Diffusion.fit(view, config.diffusion, config.sampling, config.encoder, config.seed, log, state)
+        case "pointwise" | "pairwise":
+            from ai4code.text_models import Sequences  # as above
+
+            return Sequences.fit(name, view, config.transformer, config.encoder, config.seed, log, state)
+        case "text-listwise" | "seed-listwise":
+            from ai4code.text_models import TextListwise  # as above
+
+            settings = (config.text_listwise, config.transformer, config.encoder)
+            return TextListwise.fit(name, view, *settings, config.seed, log, state)
         case "joint":
             raise ValueError("'joint' is fitted by fit_joint, on the answers of 'gaps'")
 
@@ -66,8 +104,43 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
             from ai4code.mlp import Mlp  # as above
 
             return Mlp.load(folder)
+        case "listwise":
+            from ai4code.neural import Listwise  # as above
+
+            return Listwise.load(folder, config.encoder)
+        case "twin":
+            from ai4code.diffusion import Twin  # as above
+
+            return Twin.load(folder, config.encoder)
+        case "diffusion":
+            from ai4code.diffusion import Diffusion  # as above
+
+            return Diffusion.load(folder, config.encoder, config.sampling)
+        case "pointwise" | "pairwise":
+            from ai4code.text_models import Sequences  # as above
+
+            return Sequences.load(name, folder)
+        case "text-listwise" | "seed-listwise":
+            from ai4code.text_models import TextListwise  # as above
+
+            return TextListwise.load(name, folder)
         case "joint":
             raise ValueError("'joint' is read by Joint.load")
+
+
+def check_inputs(config: Config) -> None:
+    """Look at what the members need besides the notebooks, before a run is begun: the encoder's folder.
+
+    Raises:
+        ConfigError: it is needed and there is none.
+        DataError: it is incomplete or damaged.
+    """
+    frozen = set(config.members) & {"listwise", "twin", "diffusion"}
+    tuned = set(config.members) & {"pointwise", "pairwise", "text-listwise", "seed-listwise"}
+    if (frozen and config.encoder.vectors == "folder") or (tuned and config.transformer.start == "folder"):
+        from ai4code.encoder import open_encoder, require_folder  # as above
+
+        open_encoder(require_folder(config.encoder))
 
 
 def fit_joint(view: View, first: Sequence[Placement], config: Config) -> Joint:
@@ -84,9 +157,10 @@ def count_parameters(name: Member, folder: Path) -> int:
     """Fitted numbers of a model: leaves of all trees, or weights of a network; 0 for rules and similarity."""
     if not is_saved(name, folder):
         return 0
-    if name == "mlp":
-        from ai4code.mlp import Mlp  # as above
-
-        return sum(parameter.numel() for parameter in Mlp.load(folder).network.parameters())
+    if FILES[name].endswith(".safetensors"):
+        with safe_open(folder / FILES[name], framework="numpy") as file:
+            shapes = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}  # noqa: SIM118 - not a dict
+        # Statistics of the features travel with the weights but are none.
+        return sum(math.prod(shape) for tensor, shape in shapes.items() if not tensor.startswith("standardise."))
     leaves = re.findall(r"^num_leaves=(\d+)$", (folder / FILES[name]).read_text(encoding="utf-8"), flags=re.M)
     return sum(map(int, leaves))

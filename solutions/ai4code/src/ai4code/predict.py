@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ai4code.decode import decode
+from ai4code.decode import decode_jointly
 from ai4code.infer import FittedRun, place_with_runs
 from ai4code.ipynb import IpynbNotebook, describe, misplaced, read_ipynb, write_ipynb
 
@@ -12,7 +12,7 @@ def predict_order(notebook: IpynbNotebook, runs: list[FittedRun]) -> list[str]:
     notebooks = notebook.to_notebooks()
     placement = place_with_runs(runs, notebooks)[0]
     cells = notebooks.cells(0)
-    return [cells[i] for i in decode(placement, int(notebooks.n_code[0]))]
+    return [cells[i] for i in decode_jointly(placement, int(notebooks.n_code[0]))]
 
 
 def predict_file(path: Path, runs: list[FittedRun], write: Path | None) -> str:

@@ -19,7 +19,7 @@ from ai4code.blend import fit_weights
 from ai4code.boosting import Joint
 from ai4code.config import Config, DataConfig, Member
 from ai4code.data import Notebooks
-from ai4code.decode import Placement, decode, mix, spread, true_gaps
+from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
 from ai4code.members import count_parameters, fit_joint, fit_member, is_saved, load_member
 from ai4code.text import TextModel, fit_text_model
@@ -72,8 +72,9 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             if is_saved(member, folder):
                 model = load_member(member, folder, config)
             else:
-                model = fit_member(member, train_view, config, _logger(run, member, fold))
+                model = fit_member(member, train_view, config, _logger(run, member, fold), folder)
                 model.save(folder)
+                (folder / f"{member}.state").unlink(missing_ok=True)
             _keep(answers[member], held, model.place(held_view))
             run.log(member=member, fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"{member}: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")
@@ -176,7 +177,7 @@ def report_placements(notebooks: Notebooks, scored: np.ndarray, placements: list
     for index, placement in zip(scored, placements, strict=True):
         n_code = int(notebooks.n_code[index])
         rank = notebooks.true_rank[notebooks.offsets[index] : notebooks.offsets[index + 1]]
-        order = decode(placement, n_code)
+        order = decode_jointly(placement, n_code)
         ranks.append(rank[order])
         types.append(order >= n_code)
         if placement.gap_probability is not None:
@@ -198,6 +199,8 @@ def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, 
     if path.exists():
         return TextModel.load(path)
     needs_components = set(config.members) & {"position", "ranker", "mlp"}
+    if config.encoder.vectors == "singular":
+        needs_components |= set(config.members) & {"listwise", "twin", "diffusion"}
     text = fit_text_model(
         counts,
         vocabulary,
