@@ -19,7 +19,7 @@ from typing import Any
 import librosa
 import numpy as np
 import numpy.typing as npt
-import soundfile  # type: ignore[import-untyped]  # ships no types
+import soundfile
 import torch
 
 from kit_audio import SAMPLE_RATE, decode, lab_spectra

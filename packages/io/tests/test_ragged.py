@@ -227,7 +227,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     (pack / "values.bin").write_bytes(values)
     np.save(pack / "offsets.npy", np.array([0, 9, 5]))
     with pytest.raises(DataError, match="item 1 ends before it begins"):
-        RaggedPack.open(pack).lengths  # noqa: B018 - a property that checks
+        _ = RaggedPack.open(pack).lengths
     np.save(pack / "offsets.npy", np.array([0, 5]))
     with pytest.raises(DataError, match=r"offsets\.npy: found int64 \[2\], expected int64 \[3\]"):
         RaggedPack.open(pack)

@@ -1,5 +1,7 @@
 """AP losses beside average precision itself, beside slow loops, and beside pytorch-metric-learning."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from pytorch_metric_learning.losses import SmoothAPLoss
@@ -87,7 +89,7 @@ def test_sup_ap_equals_slow_loops() -> None:
 
 
 @pytest.mark.parametrize("loss", [smooth_ap, sup_ap, roadmap])
-def test_pieces_change_nothing(loss, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]  # three signatures
+def test_pieces_change_nothing(loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = _batch()
 
     def both() -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ def test_pieces_change_nothing(loss, monkeypatch: pytest.MonkeyPatch) -> None:  
 
 
 @pytest.mark.parametrize("loss", [smooth_ap, sup_ap, roadmap])
-def test_descent_raises_average_precision(loss) -> None:  # type: ignore[no-untyped-def]  # three signatures
+def test_descent_raises_average_precision(loss: Callable[..., Tensor]) -> None:
     embeddings, labels = _batch(spread=0.3)
     before = _mean_average_precision(embeddings, labels)
     embeddings.requires_grad_()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile  # type: ignore[import-untyped]  # ships no types
-import soxr  # type: ignore[import-untyped]  # ships no types
+import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from kit_core.errors import DataError

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # PyTorch's own name for it
+from torch.nn import functional
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -38,7 +38,7 @@ def focal_loss(
         raise ValueError(f"gamma must not be negative and alpha lie in 0..1, found {gamma} and {alpha}")
     with _full_precision(logits):
         logits, targets = _checked(logits, targets)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        loss = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         if gamma > 0:
             loss = loss * _miss(logits, targets, gamma)
         if alpha is not None:
@@ -75,10 +75,10 @@ def asymmetric_loss(
         )
     with _full_precision(logits):
         logits, targets = _checked(logits, targets)
-        log_hit = F.logsigmoid(logits)
-        log_rejected = (torch.sigmoid(-logits) + clip).clamp(max=1.0).log() if clip else F.logsigmoid(-logits)
+        log_hit = functional.logsigmoid(logits)
+        log_rejected = (torch.sigmoid(-logits) + clip).clamp(max=1.0).log() if clip else functional.logsigmoid(-logits)
         with torch.set_grad_enabled(focal_gradient and torch.is_grad_enabled()):
-            positive = (gamma_positive * F.logsigmoid(-logits)).exp()
+            positive = (gamma_positive * functional.logsigmoid(-logits)).exp()
             negative = (torch.sigmoid(logits) - clip).clamp(min=TINY) ** gamma_negative
         return _reduced(-(targets * positive * log_hit + (1 - targets) * negative * log_rejected), reduction)
 
@@ -145,7 +145,7 @@ class DistributionBalancedLoss(nn.Module):
             weights = self.alpha + torch.sigmoid(self.beta * (share / in_row - self.mu))
             logits = logits + self.logit_bias.to(logits)
             pulled = logits * self.neg_scale
-            loss = targets * F.softplus(-logits) + (1 - targets) * F.softplus(pulled) / self.neg_scale
+            loss = targets * functional.softplus(-logits) + (1 - targets) * functional.softplus(pulled) / self.neg_scale
             if self.gamma:
                 # The factor sees the logits that the cross-entropy sees: those of negatives multiplied.
                 loss = loss * _miss(torch.where(targets > 0.5, logits, pulled), targets, self.gamma)
@@ -154,7 +154,11 @@ class DistributionBalancedLoss(nn.Module):
 
 def _miss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """(1 - p_t)^gamma by logarithms: exact where p_t is nearly 1, and its slope is finite for every gamma."""
-    positive, negative = F.logsigmoid(-logits), F.logsigmoid(logits)  # the logarithm of what is missed
+    # The logarithm of what is missed, for a positive and a negative.
+    positive, negative = (
+        functional.logsigmoid(-logits),
+        functional.logsigmoid(logits),
+    )  # the logarithm of what is missed
     return (gamma * torch.logaddexp(targets.log() + positive, (1 - targets).log() + negative)).exp()
 
 

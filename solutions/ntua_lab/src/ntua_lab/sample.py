@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile  # type: ignore[import-untyped]  # ships no types
+import soundfile
 from numpy.typing import NDArray
 
 from kit_audio import SAMPLE_RATE
