@@ -12,13 +12,14 @@ import resource
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
+from timing import in_turn, seconds
 
 from ai4code.data import Notebooks, load
 from ai4code.features import View, describe
@@ -51,17 +52,17 @@ def _pipeline(corpus: Path, name: str, folder: Path) -> dict[str, Any]:
         ("train", "tfidf-lightgbm", "--data", folder / "prepared", "--run", folder / "run"),
         ("infer", "--run", folder / "run", "--data", folder / "prepared", "--out", folder / "orders.csv"),
     )
-    start = perf_counter()
-    for command in commands:
-        program = Path(sys.executable).with_name("ai4code")
-        subprocess.run([program, *map(str, command)], check=True, stderr=subprocess.DEVNULL)
-    seconds = perf_counter() - start
+    program = Path(sys.executable).with_name("ai4code")
+    took = sum(
+        seconds(partial(subprocess.run, [program, *map(str, command)], check=True, stderr=subprocess.DEVNULL))
+        for command in commands
+    )
     return {
         "name": f"prepare + train (5 folds) + infer of tfidf-lightgbm, {name}; limit {LIMIT_SECONDS:.0f} s",
-        "ours_seconds": seconds,
+        "ours_seconds": took,
         "peer": "",
         "peer_seconds": None,
-        "ratio": LIMIT_SECONDS / seconds,
+        "ratio": LIMIT_SECONDS / took,
         "spread": 0.0,
         "required_ratio": 1.0,
         "memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
@@ -81,27 +82,14 @@ def _similarities(notebooks: Notebooks, name: str) -> dict[str, Any]:
     with threadpool_limits(1, user_api="blas"):  # scipy's sparse products have one thread as well
         for place in places:
             np.testing.assert_allclose(similarity_maps(*tables, *place), _by_scipy(*tables, *place), atol=TOLERANCE)
-        seconds = np.array(
-            [(_seconds(similarity_maps, tables, places), _seconds(_by_scipy, tables, places)) for _ in range(REPEATS)]
+        return in_turn(
+            f"five similarities of every cell with every code cell, {len(places)} notebooks of {name}",
+            lambda: [similarity_maps(*tables, *place) for place in places],
+            "scipy.sparse products",
+            lambda: [_by_scipy(*tables, *place) for place in places],
+            required=None,
+            repeats=REPEATS,
         )
-    low, ratio, high = np.quantile(seconds[:, 1] / seconds[:, 0], [0.25, 0.5, 0.75])
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
-    return {
-        "name": f"five similarities of every cell with every code cell, {len(places)} notebooks of {name}",
-        "ours_seconds": float(ours_seconds),
-        "peer": "scipy.sparse products",
-        "peer_seconds": float(peer_seconds),
-        "ratio": float(ratio),
-        "spread": float(high - low),
-        "required_ratio": None,
-    }
-
-
-def _seconds(compare: Any, tables: tuple[sp.csr_matrix, ...], places: list[tuple[int, int, int]]) -> float:
-    start = perf_counter()
-    for place in places:
-        compare(*tables, *place)
-    return perf_counter() - start
 
 
 def _by_scipy(
@@ -136,3 +124,9 @@ def _first_only(code: sp.csr_matrix) -> sp.csr_matrix:
     first = np.unique(code.indices, return_index=True)[1]  # a CSR lists its rows in order
     row = np.repeat(np.arange(code.shape[0]), np.diff(code.indptr))[first]
     return sp.csr_matrix((code.data[first], (row, code.indices[first])), code.shape)
+
+
+if __name__ == "__main__":
+    from run import render_rows
+
+    print(render_rows(run()))

@@ -8,25 +8,21 @@ that the system has in memory. Before anything counts, both sides must agree: th
 float16 that the pack states, the metric to 1e-9, and the neighbours wherever the peer's own scores are not as close to
 one another as its rounding (a share below 0.1 % of the places, where a tie may go either way).
 
-Ours and the peer get the same number of threads (OMP_NUM_THREADS, else all cores) and are measured in turn, so that a
-slow moment of the machine meets both; the ratio is the median, its spread the range over the median. Peak memory of the
-search is that of a process of its own, with everything that it imports, and must stay below 1.5 GB.
+Ours and the peer get the same number of threads (OMP_NUM_THREADS, else all cores) and are measured in turn. Peak memory
+of the search is that of a process of its own, with everything that it imports, and must stay below 1.5 GB.
 """
 
 import math
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timing import in_own_process, in_turn
 
 from kit_io.ragged import RaggedPack
 from kit_io.tables import write_csv
@@ -43,10 +39,10 @@ SEARCHES = 2  # each takes a minute for both sides
 REQUIRED_READING, REQUIRED_SEARCH, REQUIRED_METRIC = 4.0, 1.0, 20.0
 LARGEST_MB = 1_500.0
 PEAK = """
-import resource, runpy, sys
-bench = runpy.run_path(sys.argv[1])
-bench["top_k"](bench["vectors"](), k=bench["K"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from bench_artists import K, top_k, vectors
+from timing import own_peak_mb
+top_k(vectors(), k=K)
+print(own_peak_mb())
 """
 
 
@@ -71,13 +67,13 @@ def _reading() -> dict[str, Any]:
         for ours, peer in zip(_packed_epoch(tracks.pack, tracks.rows, order), _file_epoch(files, order), strict=True):
             difference = max(difference, float(np.abs(ours - peer).max()))
         assert difference <= allowed * 1.0001, f"the two differ by {difference}, rounding by {allowed}"
-        return _row(
+        return in_turn(
             f"a shuffled epoch of {TRACKS:,} tracks, {CHANNELS} x {FRAMES}, float32 batches of {BATCH}",
             lambda: sum(len(batch) for batch in _packed_epoch(tracks.pack, tracks.rows, order)),
             "np.load of one file a track",
             lambda: sum(len(batch) for batch in _file_epoch(files, order)),
-            REQUIRED_READING,
-            REPEATS,
+            required=REQUIRED_READING,
+            repeats=REPEATS,
         )
 
 
@@ -131,13 +127,13 @@ def _search(threads: int) -> dict[str, Any]:
     def peer() -> None:
         found["peer"] = index.search(x, K + 1)
 
-    row = _row(
+    row = in_turn(
         f"exact top {K} of {GALLERY:,} x {DIMENSIONS}, itself left out, {threads} threads",
         ours,
         "faiss.IndexFlatIP",
         peer,
-        REQUIRED_SEARCH,
-        SEARCHES,
+        required=REQUIRED_SEARCH,
+        repeats=SEARCHES,
     )
     scores, indices = found["peer"]
     without = np.argsort(indices == np.arange(GALLERY)[:, None], axis=1, kind="stable")[:, :K]
@@ -146,8 +142,7 @@ def _search(threads: int) -> dict[str, Any]:
     near = np.take_along_axis(scores, without, axis=1)
     assert np.abs(near - found["ours"].scores).max() < 1e-5, "the two have other scores"
     assert other.mean() < 1e-3, f"the two differ in {other.mean():.2%} of the places"
-    done = subprocess.run([sys.executable, "-c", PEAK, __file__], check=True, capture_output=True, text=True)
-    row["memory_mb"] = float(done.stdout)
+    row["memory_mb"] = in_own_process(PEAK)
     assert row["memory_mb"] < LARGEST_MB, f"the search takes {row['memory_mb']:.0f} MB"
     return row
 
@@ -164,13 +159,13 @@ def _metric() -> dict[str, Any]:
     rows, artists = neighbours.tolist(), labels.tolist()
     ours = float(np.nanmean(ndcg_per_query(neighbours, labels)))
     assert abs(ours - _loop(rows, artists)) < 1e-9, "the two have other scores"
-    return _row(
+    return in_turn(
         f"nDCG@{K} of {GALLERY:,} queries, lists checked for repeats",
         lambda: ndcg_per_query(neighbours, labels),
         "a loop over queries and dictionaries",
         lambda: _loop(rows, artists),
-        REQUIRED_METRIC,
-        REPEATS,
+        required=REQUIRED_METRIC,
+        repeats=REPEATS,
     )
 
 
@@ -192,40 +187,7 @@ def _loop(neighbours: list[list[int]], labels: list[int]) -> float:
     return total / len(neighbours)
 
 
-def _row(
-    name: str, ours: Callable[[], object], peer: str, plain: Callable[[], object], required: float, repeats: int
-) -> dict[str, Any]:
-    seconds = np.array([(_seconds(ours), _seconds(plain)) for _ in range(repeats)])
-    ratios = seconds[:, 1] / seconds[:, 0]
-    ratio = float(np.median(ratios))
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
-    return {
-        "name": name,
-        "ours_seconds": float(ours_seconds),
-        "peer": peer,
-        "peer_seconds": float(peer_seconds),
-        "ratio": ratio,
-        "spread": float(np.ptp(ratios)) / ratio,
-        "required_ratio": required,
-    }
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = perf_counter()
-    action()
-    return perf_counter() - start
-
-
-def main() -> None:
-    print("| what | ours, s | peer | peer, s | ratio | spread | required | peak memory |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for row in run():
-        memory = f"{row['memory_mb']:.0f} MiB" if "memory_mb" in row else ""
-        print(
-            f"| {row['name']} | {row['ours_seconds']:.3g} | {row['peer']} | {row['peer_seconds']:.3g} "
-            f"| {row['ratio']:.1f} | {row['spread']:.0%} | ≥ {row['required_ratio']:g} | {memory} |"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    from run import render_rows
+
+    print(render_rows(run()))

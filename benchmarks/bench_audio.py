@@ -6,14 +6,13 @@ takes about two minutes on an idle machine and prints a Markdown table. The musi
 plain loop computes what the lab's features need by one librosa call each, file by file; ours is `ntua_lab.extract` with
 one process, so the gain is that of the work itself, and more workers add to it. Before anything counts, both must agree
 within `TOLERANCE` dB or shares in every value. The epoch reads each clip once as float32 [frames, 140]; the files hold
-what `extract` wrote, unrounded. The two sides are measured in turn; the ratio is the median, its spread the range over
-the median. The training step has no promise: what bfloat16 gives depends on the processor.
+what `extract` wrote, unrounded. The two sides are measured in turn. The training step has no
+promise: what bfloat16 gives depends on the processor.
 """
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import librosa
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import torch
+from timing import in_turn
 
 from kit_audio import SAMPLE_RATE, decode, lab_spectra
 from ntua_lab.config import InputConfig, NetworkConfig
@@ -47,12 +47,13 @@ def run() -> list[dict[str, Any]]:
         assert difference <= TOLERANCE, f"the two differ by up to {difference:.2g}"
         outs = iter([root / f"out {number}" for number in range(REPEATS)])
         rows = [
-            _row(
+            in_turn(
                 f"extract, {FILES} files of {SECONDS} s, one process (largest difference {difference:.1g})",
                 lambda: extract_folder(songs, next(outs), workers=1),
                 "plain librosa calls, file by file",
                 lambda: _plain_folder(songs, root / "plain"),
-                REQUIRED_EXTRACT,
+                required=REQUIRED_EXTRACT,
+                repeats=REPEATS,
             )
         ]
         data = root / "out 0"
@@ -60,49 +61,27 @@ def run() -> list[dict[str, Any]]:
         clips = load(root / "packed")
         files = sorted((data / "multitask_dataset" / "test").iterdir())
         rows.append(
-            _row(
+            in_turn(
                 f"an epoch of {len(files)} clips of {SECONDS} s from the pack",
                 lambda: [clips.packs["full"].item(i) for i in range(len(files))],
                 "gzip and numpy.load at each access",
                 lambda: [read_array(path.read_bytes(), path.name) for path in files],
-                REQUIRED_EPOCH,
+                required=REQUIRED_EPOCH,
+                repeats=REPEATS,
             )
         )
     for name, bfloat16 in (("channels_last", False), ("channels_last and bfloat16", True)):
         rows.append(
-            _row(
+            in_turn(
                 f"training step of the lab's CNN, {BATCH} windows of 3 s, {name}",
                 _step(True, bfloat16),
                 "the same, eager float32 in the default layout",
                 _step(False, False),
-                None,
+                required=None,
+                repeats=REPEATS,
             )
         )
     return rows
-
-
-def _row(
-    name: str, ours: Callable[[], object], peer: str, plain: Callable[[], object], required: float | None
-) -> dict[str, Any]:
-    seconds = np.array([(_seconds(ours), _seconds(plain)) for _ in range(REPEATS)])
-    ratios = seconds[:, 1] / seconds[:, 0]
-    ratio = float(np.median(ratios))
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
-    return {
-        "name": name,
-        "ours_seconds": float(ours_seconds),
-        "peer": peer,
-        "peer_seconds": float(peer_seconds),
-        "ratio": ratio,
-        "spread": float(np.ptp(ratios)) / ratio,
-        "required_ratio": required,
-    }
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = perf_counter()
-    action()
-    return perf_counter() - start
 
 
 def _plain(samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -168,16 +147,7 @@ def _step(channels_last: bool, bfloat16: bool) -> Callable[[], object]:
     return step
 
 
-def main() -> None:
-    print("| what | ours, s | peer | peer, s | ratio | spread | required |")
-    print("|---|---:|---|---:|---:|---:|---:|")
-    for row in run():
-        required = "" if row["required_ratio"] is None else f"≥ {row['required_ratio']:g}"
-        print(
-            f"| {row['name']} | {row['ours_seconds']:.3g} | {row['peer']} | {row['peer_seconds']:.3g} "
-            f"| {row['ratio']:.2f} | {row['spread']:.0%} | {required} |"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    from run import render_rows
+
+    print(render_rows(run()))

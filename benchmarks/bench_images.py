@@ -6,22 +6,18 @@ takes about a minute and prints a Markdown table. The pictures are generated: JP
 256 x 256 pixels; before anything counts, the two must agree within `MEAN_TOLERANCE` on average over each picture (the
 first lets the JPEG decoder scale by whole factors). `prepare` gets one process, as Pillow does: what more workers add
 depends on the cores that are free. Its times include all that it does: reading tables, hashing content, finding
-near-duplicates, writing with fsync. The two are measured in turn, so that a slow moment of the machine meets both; the
-ratio is the median, its spread the range over the median.
+near-duplicates, writing with fsync. The two are measured in turn.
 """
 
 import io
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from timing import in_own_process, in_turn
 
 from kit_io.tables import write_csv
 from russian_art.data import LABEL_COLUMNS, SUBMISSION_COLUMNS, Art, load, prepare
@@ -37,11 +33,12 @@ MEAN_TOLERANCE = 1.0  # of 255, for every picture
 REQUIRED_PREPARE = 4.0
 REQUIRED_EPOCH = 10.0
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from russian_art.data import prepare
+from timing import own_peak_mb
 prepare(Path(sys.argv[1]), Path(sys.argv[2]), size=int(sys.argv[3]), workers=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(own_peak_mb())
 """
 
 
@@ -58,49 +55,25 @@ def run() -> list[dict[str, Any]]:
         assert difference <= MEAN_TOLERANCE, f"the two differ by {difference:.2f} on average"
         outs = iter([root / f"out {number}" for number in range(1, REPEATS + 1)])
         cases = [
-            _row(
+            in_turn(
                 f"{PICTURES} JPEGs of 12 MP to {SIZE} x {SIZE}, one process (mean difference {difference:.2f})",
                 lambda: prepare(data, next(outs), size=SIZE, workers=WORKERS),
                 "Pillow: open, convert, resize",
                 lambda: _plain(data),
-                REQUIRED_PREPARE,
+                required=REQUIRED_PREPARE,
+                repeats=REPEATS,
             ),
-            _row(
+            in_turn(
                 f"a shuffled epoch of {PICTURES} pictures, batches of {BATCH}",
                 lambda: _epoch(art),
                 "Pillow: open, convert, resize",
                 lambda: _plain(data),
-                REQUIRED_EPOCH,
+                required=REQUIRED_EPOCH,
+                repeats=REPEATS,
             ),
         ]
-        command = [sys.executable, "-c", PEAK, str(data), str(root / "out peak"), str(SIZE)]
-        peak = subprocess.run(command, check=True, capture_output=True, text=True)
-        cases[0]["memory_mb"] = float(peak.stdout)
+        cases[0]["memory_mb"] = in_own_process(PEAK, data, root / "out peak", SIZE)
     return cases
-
-
-def _row(
-    name: str, ours: Callable[[], object], peer: str, plain: Callable[[], object], required: float
-) -> dict[str, Any]:
-    seconds = np.array([(_seconds(ours), _seconds(plain)) for _ in range(REPEATS)])
-    ratios = seconds[:, 1] / seconds[:, 0]
-    ratio = float(np.median(ratios))
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
-    return {
-        "name": name,
-        "ours_seconds": float(ours_seconds),
-        "peer": peer,
-        "peer_seconds": float(peer_seconds),
-        "ratio": ratio,
-        "spread": float(np.ptp(ratios)) / ratio,
-        "required_ratio": required,
-    }
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = perf_counter()
-    action()
-    return perf_counter() - start
 
 
 def _plain(data: Path) -> npt.NDArray[np.uint8]:
@@ -144,16 +117,7 @@ def _write_data(data: Path) -> None:
     )
 
 
-def main() -> None:
-    print("| what | ours, s | peer | peer, s | ratio | spread | required | peak memory |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for row in run():
-        memory = f"{row['memory_mb']:.0f} MiB" if "memory_mb" in row else ""
-        print(
-            f"| {row['name']} | {row['ours_seconds']:.3g} | {row['peer']} | {row['peer_seconds']:.3g} "
-            f"| {row['ratio']:.1f} | {row['spread']:.0%} | ≥ {row['required_ratio']:g} | {memory} |"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    from run import render_rows
+
+    print(render_rows(run()))

@@ -5,24 +5,23 @@
 takes about two minutes and prints a Markdown table. The tracks are generated with the published lengths, in the
 official form (768 dimensions, float32 files). Before anything counts, both sides must give the same: tracks value by
 value, answers of a network whatever the batches, scores to 1e-12, submissions bit by bit. The two are measured in
-turn, so that a slow moment of the machine meets both; the ratio is the median, its spread the range over the median.
+turn.
 Files come from the page cache on both sides.
 """
 
 import csv
-import subprocess
-import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score
+from timing import in_own_process, in_turn, seconds
 
 from kit_metrics.multilabel import average_precision_per_tag
 from kit_nn.pooling import lengths_to_padding_mask
@@ -44,12 +43,12 @@ REQUIRED_READING, REQUIRED_BUCKETS, REQUIRED_METRIC = 5.0, 1.8, 2.5
 REQUIRED_WRITING, REQUIRED_READING_BACK = 8.0, 5.0
 TRACKS_A_SECOND = 25.0  # the limit for packing: the official 76,714 in less than an hour
 PEAK = """
-import re, sys
+import sys
 from pathlib import Path
+from timing import own_peak_mb
 from yandex_tagging.data import prepare
 prepare(Path(sys.argv[1]), Path(sys.argv[2]))
-# Not the peak of getrusage, which a child takes over from the process that began it.
-print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+print(own_peak_mb())
 """
 
 
@@ -99,7 +98,10 @@ def _reading(root: Path, half: Tracks) -> list[dict[str, Any]]:
                 assert not array[length:].any()
                 assert np.abs(array[:length] - stored).max() <= limit
         name = f"an epoch of {len(tracks)} tracks read, {tracks.pack.dtype} pack in length buckets"
-        rows.append(_row(name, lambda: _drain(ours()), "np.load, random batches", lambda: _drain(peer()), required))
+        peer_name = "np.load, random batches"
+        rows.append(
+            in_turn(name, lambda: _drain(ours()), peer_name, lambda: _drain(peer()), required=required, repeats=REPEATS)
+        )
     return rows
 
 
@@ -147,7 +149,14 @@ def _buckets(tracks: Tracks) -> dict[str, Any]:
     shares = [padding_efficiency(tracks.lengths, batches) for batches in (bucketed, shuffled)]
     frames = int(tracks.lengths.sum())
     name = f"an epoch of training in buckets, {frames:,} frames: {shares[0]:.0%} of all real against {shares[1]:.0%}"
-    return _row(name, lambda: epoch(bucketed), "the same in random batches", lambda: epoch(shuffled), REQUIRED_BUCKETS)
+    return in_turn(
+        name,
+        lambda: epoch(bucketed),
+        "the same in random batches",
+        lambda: epoch(shuffled),
+        required=REQUIRED_BUCKETS,
+        repeats=REPEATS,
+    )
 
 
 def _metric() -> dict[str, Any]:
@@ -163,7 +172,9 @@ def _metric() -> dict[str, Any]:
         return average_precision_score(truth, scores, average=None)
 
     assert np.abs(ours() - peer()).max() < 1e-12
-    return _row(f"macro AP, {FOLD_ROWS:,} x {TAGS}", ours, "scikit-learn", peer, REQUIRED_METRIC)
+    return in_turn(
+        f"macro AP, {FOLD_ROWS:,} x {TAGS}", ours, "scikit-learn", peer, required=REQUIRED_METRIC, repeats=REPEATS
+    )
 
 
 def _submissions(root: Path) -> list[dict[str, Any]]:
@@ -191,29 +202,30 @@ def _submissions(root: Path) -> list[dict[str, Any]]:
         assert (table.view(np.uint32) == values.view(np.uint32)).all()
     shape = f"{TEST_ROWS:,} x {TAGS}"
     return [
-        _row(
+        in_turn(
             f"a submission written, {shape}",
             lambda: write_submission(ours, ids, values),
             "join of str(float32)",
             write_plain,
-            REQUIRED_WRITING,
+            required=REQUIRED_WRITING,
+            repeats=REPEATS,
         ),
-        _row(
+        in_turn(
             f"a submission read, {shape}",
             lambda: read_submission(ours),
             "csv, split, float",
             read_plain,
-            REQUIRED_READING_BACK,
+            required=REQUIRED_READING_BACK,
+            repeats=REPEATS,
         ),
     ]
 
 
 def _packing(root: Path) -> dict[str, Any]:
     """From track_embeddings.tar.gz to a pack, all checks included, beside a limit; leaves `out 0`."""
-    seconds = np.array([_seconds(lambda i=i: prepare(root / "archive", root / f"out {i}")) for i in range(REPEATS)])  # type: ignore[misc]  # a default binds the loop's value
-    command = [sys.executable, "-c", PEAK, str(root / "archive"), str(root / "out peak")]
-    peak = subprocess.run(command, check=True, capture_output=True, text=True)
-    limit, median = TRACKS / TRACKS_A_SECOND, float(np.median(seconds))
+    outs = [root / f"out {number}" for number in range(REPEATS)]
+    times = np.array([seconds(partial(prepare, root / "archive", out)) for out in outs])
+    limit, median = TRACKS / TRACKS_A_SECOND, float(np.median(times))
     megabytes = load(root / "out 0").pack.offsets[-1] * 768 * 4 / 1e6
     return {
         "name": f"prepare {TRACKS} tracks ({megabytes:.0f} MB) from a tar.gz: {TRACKS / median:.0f} a second",
@@ -221,48 +233,13 @@ def _packing(root: Path) -> dict[str, Any]:
         "peer": "",
         "peer_seconds": None,
         "ratio": limit / median,
-        "spread": float(np.ptp(seconds)) / median,
+        "spread": float(np.subtract(*np.quantile(times, [0.75, 0.25]))) / median,
         "required_ratio": 1.0,
-        "memory_mb": float(peak.stdout),
+        "memory_mb": in_own_process(PEAK, root / "archive", root / "out peak"),
     }
-
-
-def _row(
-    name: str, ours: Callable[[], object], peer: str, plain: Callable[[], object], required: float | None
-) -> dict[str, Any]:
-    seconds = np.array([(_seconds(ours), _seconds(plain)) for _ in range(REPEATS)])
-    ratios = seconds[:, 1] / seconds[:, 0]
-    ratio = float(np.median(ratios))
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
-    return {
-        "name": name,
-        "ours_seconds": float(ours_seconds),
-        "peer": peer,
-        "peer_seconds": float(peer_seconds),
-        "ratio": ratio,
-        "spread": float(np.ptp(ratios)) / ratio,
-        "required_ratio": required,
-    }
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = perf_counter()
-    action()
-    return perf_counter() - start
-
-
-def main() -> None:
-    print("| what | ours, s | peer | peer, s | ratio | spread | required | peak memory |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for row in run():
-        memory = f"{row['memory_mb']:.0f} MiB" if "memory_mb" in row else ""
-        required = "" if row["required_ratio"] is None else f"≥ {row['required_ratio']:g}"
-        peer_seconds = "" if row["peer_seconds"] is None else f"{row['peer_seconds']:.3g}"
-        print(
-            f"| {row['name']} | {row['ours_seconds']:.3g} | {row['peer'] or '(a limit)'} | {peer_seconds} "
-            f"| {row['ratio']:.1f} | {row['spread']:.0%} | {required} | {memory} |"
-        )
 
 
 if __name__ == "__main__":
-    main()
+    from run import render_rows
+
+    print(render_rows(run()))

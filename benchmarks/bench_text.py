@@ -4,24 +4,22 @@
 
 takes about a minute and prints a Markdown table.  Both sides turn the same cells into a sparse matrix of counts;
 scikit-learn is given an analyser that splits as ours does, and equal counts are asserted before anything is timed.  The
-two are timed in turn, so that a slow moment of the machine meets both; the ratio is the median over these pairs, its
-spread their interquartile range.
+two are timed in turn.
 """
 
 import re
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import CountVectorizer
+from timing import in_turn
 
 from ai4code.data import load
 from ai4code.sample import write_sample
@@ -48,19 +46,15 @@ def run() -> list[dict[str, Any]]:
     texts, corpus = _texts()
     plain = texts.to_pylist()
     _assert_equal(texts, plain)
-    seconds = np.array([(_seconds(_ours, texts), _seconds(_peer, plain)) for _ in range(REPEATS)])
-    low, ratio, high = np.quantile(seconds[:, 1] / seconds[:, 0], [0.25, 0.5, 0.75])
-    ours_seconds, peer_seconds = np.median(seconds, axis=0)
     return [
-        {
-            "name": f"Counts of words and pairs, {len(plain):,} cells of {corpus}",
-            "ours_seconds": float(ours_seconds),
-            "peer": "sklearn CountVectorizer",
-            "peer_seconds": float(peer_seconds),
-            "ratio": float(ratio),
-            "spread": float(high - low),
-            "required_ratio": REQUIRED_RATIO,
-        }
+        in_turn(
+            f"Counts of words and pairs, {len(plain):,} cells of {corpus}",
+            lambda: _ours(texts),
+            "sklearn CountVectorizer",
+            lambda: _peer(plain),
+            required=REQUIRED_RATIO,
+            repeats=REPEATS,
+        )
     ]
 
 
@@ -98,21 +92,7 @@ def _assert_equal(texts: pa.Array, plain: list[str]) -> None:
     assert abs(ours[:, order] - peer[:, peer_order]).sum() == 0, "the two counted differently"
 
 
-def _seconds(count: Callable[[Any], object], texts: Any) -> float:
-    start = perf_counter()
-    count(texts)
-    return perf_counter() - start
-
-
-def main() -> None:
-    print("| what | ours, s | peer | peer, s | ratio | spread | required |")
-    print("|---|---:|---|---:|---:|---:|---:|")
-    for row in run():
-        print(
-            f"| {row['name']} | {row['ours_seconds']:.2f} | {row['peer']} | {row['peer_seconds']:.2f} "
-            f"| {row['ratio']:.1f} | {row['spread']:.1f} | ≥ {row['required_ratio']:.1f} |"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    from run import render_rows
+
+    print(render_rows(run()))

@@ -11,7 +11,7 @@ Every benchmarks/bench_*.py has a function `run() -> list[dict]`. A row has thes
     peer_seconds     median of the peer in the same process; None without a peer
     ratio            peer_seconds / ours_seconds; without a peer: limit / ours_seconds
     required_ratio   the least ratio that is promised; None when none is
-    spread           how far the repetitions lie apart, over their median; the bench file says by which measure
+    spread           interquartile range of the repetitions' ratios (or seconds, without a peer) over their median
     memory_mb        optional: peak memory of ours in MiB
 
 Exits with 1 when a row stays below its required ratio.
