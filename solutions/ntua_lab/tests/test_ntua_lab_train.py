@@ -161,7 +161,10 @@ def test_a_joint_network_transfer_and_the_report(
 
 
 def test_a_killed_run_ends_with_the_same_bits(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = (*SMALL[:-2], "--train.epochs", "5", "--train.ema", "0.9", "--train.mixup", "0.3", "--train.patience", "4")
+    flags = (
+        *SMALL[:-2], "--train.epochs", "5", "--train.ema", "0.9", "--train.mixup", "0.3", "--train.patience", "4",
+        "--train.warm-up", "2",
+    )  # fmt: skip
     run("short-chunk-cnn", packed, tmp_path / "unbroken", *flags)
     save, calls = training.save_state, 0
 

@@ -106,6 +106,8 @@ class TrainConfig:
     """rank: 1 − correlation of the outputs with the ranks of the targets in the batch, since the metric sees order."""
     uncertainty: bool = False
     """Weights of the losses are learnt; without it each is divided by the spread of its targets."""
+    warm_up: int = 0
+    """Epochs before the first label is heard: the backbone learns that two windows of one clip belong together."""
     overfit_batch: int = 0
     """Learn so many fixed batches by heart, without dropout and augmentation, and report the loss: tests the loop."""
 
@@ -151,6 +153,10 @@ class Config:
             raise ValueError("data.limit, train.epochs and train.batch must be 1 or more")
         if self.input.chunk < 0 or train.patience < 0 or train.overfit_batch < 0:
             raise ValueError("input.chunk, train.patience and train.overfit_batch must be 0 or more")
+        if train.warm_up and (train.warm_up < 0 or not self.input.chunk or self.transfer):
+            raise ValueError(
+                "train.warm_up: 0 or more epochs on windows (input.chunk), for a backbone that is not taken over"
+            )
         if train.overfit_batch and self.members != ("network",):
             raise ValueError("train.overfit_batch: only a network has batches; members must be 'network' alone")
         if self.separate and self.task != "emotion":

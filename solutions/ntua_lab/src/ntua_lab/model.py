@@ -142,6 +142,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(rows))
         self.register_buffer("scale", torch.ones(rows))
         self.backbone = backbone
+        self.width = width
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in heads.items()})
 

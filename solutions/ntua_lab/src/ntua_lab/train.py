@@ -2,8 +2,8 @@
 
 Start policy of a network: (1) a state file of the same fold and unit, where `--resume` finds one, continues after its
 last whole epoch; (2) with `transfer` the backbone and the standardisation come from another run (`--start`), the heads
-are random; (3) otherwise all weights are random. Every epoch draws from a seed of its own, so that on a CPU a resumed
-run ends with the same bits as an unbroken one.
+are random; (3) otherwise all weights are random, and with `warm_up` the backbone first learns without labels. Every
+epoch draws from a seed of its own, so that on a CPU a resumed run ends with the same bits as an unbroken one.
 
 What a fold leaves in `models/foldK/` (or `models/whole/`) is what `infer` needs: one file for each unit.
 """
@@ -43,6 +43,7 @@ from ntua_lab.features import statistics_for
 from ntua_lab.inputs import Inputs, augment, mix, targets_of
 from ntua_lab.losses import MultitaskLoss, scales_of
 from ntua_lab.model import Network, build_network
+from ntua_lab.warmup import warm_up
 
 INNER_FOLDS = 5  # one of them is the inner validation part
 LEAST_BATCH = 2  # batch normalisation has no variance of one clip
@@ -197,6 +198,9 @@ def fit_network(
         if average is not None:
             average.load_state_dict(state["average"])
         first, step = state["epoch"], state["step"]
+    elif settings.warm_up:
+        losses = warm_up(network, inputs, learnt, settings, bands, mixed_seed(seed, settings.warm_up))
+        run.log(unit=unit.name, fold=fold, warm_up_loss=losses)
 
     with Tracker(run, prefix=f"{fold}-{unit.name}") as tracker:
         for epoch in range(first, settings.epochs):
