@@ -87,7 +87,7 @@ def train(preset: str, config: Config, data: Path, run: Path, start: Path | None
 
 def infer(run: Runs, data: Path, out: Path, task: Task = "auto", split: Split = "auto") -> None:
     """Write genres, or a solution.txt of emotions, for a split (auto: test); several --run: an ensemble."""
-    from ntua_lab.submission import write_submission
+    from ntua_lab.infer import write_submission
 
     print(write_submission(run, data, out, task, split))
 

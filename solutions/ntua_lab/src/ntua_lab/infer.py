@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,45 @@ from kit_core.config import config_from_dict
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from ntua_lab import baseline
+from ntua_lab import data as official
 from ntua_lab.answers import Blend, Unit, load_network, network_answers, place_answers, units_of
 from ntua_lab.config import Config
-from ntua_lab.data import AXES, Clips, Set
+from ntua_lab.data import AXES, Clips, Set, Split
 from ntua_lab.features import rich, statistics, statistics_for
 from ntua_lab.inputs import Inputs, of_arrays
 from ntua_lab.model import Network
+from ntua_lab.submission import clips_of
 
 Floats = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+
+
+def write_submission(
+    runs: Sequence[Path],
+    data: Path,
+    out: Path,
+    task: Literal["auto", "genre", "emotion"],
+    split: Split | Literal["auto"],
+) -> str:
+    """Answer the clips of a split by one or more runs; returns one line that says what was written.
+
+    "auto" is the task of the runs (emotion for joint ones), and the test split where it has clips.
+
+    Raises:
+        DataError: no such clips, a run that is unfinished, or one that knows other classes.
+        ConfigError: no run answers the task.
+    """
+    fitted = [FittedRun.open(path) for path in runs]
+    clips = official.load(data)
+    wanted: Set = task if task != "auto" else "genre" if fitted[0].config.task == "genre" else "emotion"
+    indices, chosen = clips_of(clips, wanted, split)
+    answers = answer_all(fitted, clips, indices, wanted)
+    ids = [clips.ids[i] for i in indices]
+    if wanted == "genre":
+        official.write_genres(out, ids, [clips.classes[k] for k in answers.argmax(axis=1)])
+    else:
+        official.write_emotions(out, ids, answers)
+    return f"{out}: {len(ids)} clips of the {wanted} {chosen} split"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
-"""Answers to a split as the files that a judge takes, and whether it would take them."""
+"""Which clips of a split a judge asks for, and whether it would take a file of answers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,35 +9,6 @@ from numpy.typing import NDArray
 from kit_core.errors import DataError
 from ntua_lab import data as official
 from ntua_lab.data import Clips, Set, Split
-from ntua_lab.infer import FittedRun, answer_all
-
-
-def write_submission(
-    runs: Sequence[Path],
-    data: Path,
-    out: Path,
-    task: Literal["auto", "genre", "emotion"],
-    split: Split | Literal["auto"],
-) -> str:
-    """Answer the clips of a split by one or more runs; returns one line that says what was written.
-
-    "auto" is the task of the runs (emotion for joint ones), and the test split where it has clips.
-
-    Raises:
-        DataError: no such clips, a run that is unfinished, or one that knows other classes.
-        ConfigError: no run answers the task.
-    """
-    fitted = [FittedRun.open(path) for path in runs]
-    clips = official.load(data)
-    wanted: Set = task if task != "auto" else "genre" if fitted[0].config.task == "genre" else "emotion"
-    indices, chosen = clips_of(clips, wanted, split)
-    answers = answer_all(fitted, clips, indices, wanted)
-    ids = [clips.ids[i] for i in indices]
-    if wanted == "genre":
-        official.write_genres(out, ids, [clips.classes[k] for k in answers.argmax(axis=1)])
-    else:
-        official.write_emotions(out, ids, answers)
-    return f"{out}: {len(ids)} clips of the {wanted} {chosen} split"
 
 
 def check(submission: Path, data: Path, split: Split | Literal["auto"]) -> str:
