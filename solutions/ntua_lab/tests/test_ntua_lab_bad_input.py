@@ -1,5 +1,6 @@
 """Every kind of damaged data: exit code 3, helpful words, nothing half written."""
 
+import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,20 @@ def test_bytes(official: Path, kind: str) -> None:
     content, words = BYTES[kind]
     (official / FILE).write_bytes(content)
     refused_everywhere(official, FILE, words)
+
+
+def test_a_gzip_file_that_unfolds_without_end(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ntua_lab.data.MOST_BYTES", 1000)
+    refused_everywhere(official, "more than 1,000 bytes when unfolded (a decompression bomb)")
+
+
+@pytest.mark.parametrize("header", [b"(" * 300, b"{'descr'", b"{'descr': '<f4', 'shape': (", b"1" * 400 + b"L"])
+def test_headers_that_numpy_trips_over(
+    official: Path, header: bytes, make_npy_gz: Callable[[np.ndarray], bytes]
+) -> None:
+    whole = gzip.decompress(make_npy_gz(np.zeros((140, 9), np.float32)))
+    (official / FILE).write_bytes(gzip.compress(whole[:10] + header.ljust(118)[:118] + whole[128:]))
+    refused_everywhere(official, FILE, "no whole .npy file")
 
 
 def test_a_gzip_file_and_a_npy_file_cut_short(official: Path) -> None:

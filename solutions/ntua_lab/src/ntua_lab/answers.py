@@ -30,16 +30,17 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Unit:
-    """One model of a run: its member, and the heads that it has, with their sizes."""
+    """One model of a run: its member, the heads that it has, with their sizes, and which of equal ones it is."""
 
     member: Member
     heads: dict[str, int]
+    copy: int = 0
 
     @property
     def name(self) -> str:
-        """Its name in file names and reports: svm-genre, network-valence."""
+        """Its name in file names and reports: svm-genre, network-valence, network-genre-copy2."""
         names = "emotion" if tuple(self.heads) == AXES else "joint" if len(self.heads) > 3 else "-".join(self.heads)
-        return f"{self.member}-{names}"
+        return f"{self.member}-{names}" + (f"-copy{self.copy + 1}" if self.copy else "")
 
 
 def units_of(config: Config, classes: int) -> list[Unit]:
@@ -51,7 +52,10 @@ def units_of(config: Config, classes: int) -> list[Unit]:
         heads = [{axis: 1} for axis in axes] if config.separate else [axes]
     else:
         heads = [{"genre": classes} | axes]
-    return [Unit(member, one) for member in config.members for one in heads]
+    copies = {"network": config.copies}
+    return [
+        Unit(member, one, copy) for member in config.members for one in heads for copy in range(copies.get(member, 1))
+    ]
 
 
 def place_answers(found: dict[str, Floats], classes: int, n: int) -> Floats:

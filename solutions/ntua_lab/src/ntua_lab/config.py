@@ -124,6 +124,8 @@ class Config:
     """joint: one backbone with a head for genre and one for each axis, fitted on both data sets."""
     members: tuple[Member, ...] = ("network",)
     """Models to fit; the answers of several are averaged: probabilities, or places among out-of-fold answers."""
+    copies: int = 1
+    """Networks from different seeds in place of one; each answers as a member."""
     axes: tuple[Axis, ...] = AXES
     """What is regressed."""
     separate: bool = False
@@ -145,6 +147,8 @@ class Config:
             raise ValueError(f"members: found {list(self.members)}, expected one or more different models")
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise ValueError(f"axes: found {list(self.axes)}, expected one or more different axes")
+        if self.copies < 1 or (self.copies > 1 and "network" not in self.members):
+            raise ValueError(f"copies: found {self.copies}, expected 1, or more where a network is among the members")
         if data.folds < 2:
             raise ValueError(f"data.folds: found {data.folds}, expected 2 or more")
         if isinstance(data.fold, int) and not 0 <= data.fold < data.folds:
