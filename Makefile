@@ -4,7 +4,7 @@
 #     make test ARGS="-k folds"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench lock clean
+.PHONY: help install demo test test-slow lint format bench report lock clean
 
 # Two processes that each start a thread per core get in each other's way; one thread each is fastest and repeatable.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -20,7 +20,7 @@ demo: install ## run every solution end to end on its generated sample and print
 	@.venv/bin/python scripts/demo.py
 
 test: install ## run the default tests (ARGS="..." goes to pytest)
-	$(PYTEST) -n 2 $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 test-slow: install ## run the slow tests and those that need data beside the repository
 	$(PYTEST) -m "slow or data" $(ARGS)
@@ -33,6 +33,9 @@ format: install ## rewrite the Python files in the house format
 
 bench: install ## measure ours beside named peers and write benchmarks/RESULTS.md
 	@.venv/bin/python benchmarks/run.py $(ARGS)
+
+report: install ## write report/, a static site of all results and runs (ARGS="folders of runs")
+	@.venv/bin/python -m kit_report $(ARGS)
 
 lock: ## write poetry.lock again after a change of dependencies, then install
 	@sh scripts/bootstrap.sh tools && sh scripts/poetry.sh lock && sh scripts/bootstrap.sh

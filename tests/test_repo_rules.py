@@ -35,7 +35,9 @@ REMINDERS = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X",
 SILENCERS = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?P<codes>[^#]*)(?P<reason>.*)")
 MARKDOWN_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Beside the repository, of the tools, and inside a run folder.
-MADE_ON_DEMAND = {"..", "runs", ".venv", ".tools", "checkpoints", "members", "plots", "state", "tensorboard", "vectors"}
+MADE_ON_DEMAND = {
+    "..", "runs", "report", ".venv", ".tools", "checkpoints", "members", "plots", "state", "tensorboard", "vectors",
+}  # fmt: skip
 PATH_IN_PROSE = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*)`")
 
 

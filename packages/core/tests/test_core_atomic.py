@@ -1,5 +1,6 @@
 """Whole or absent: round trips, errors inside the block, and kill -9 at known and at random moments."""
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit_core.atomic import atomic_dir, atomic_path, write_bytes, write_json, write_text
-from kit_core.errors import ConfigError
+from kit_core.errors import ConfigError, DiskFullError
 
 FEW = settings(max_examples=30, deadline=None)  # every example waits for the disk
 JSON = st.recursive(
@@ -168,6 +169,59 @@ with atomic_path(sys.argv[1]) as temporary, temporary.open("w") as file:
     assert all(name.startswith(".") and name.endswith(".tmp") for name in names(tmp_path) if name != "a.txt")
     write_text(target, "new")
     assert target.read_text() == "new"
+
+
+def write_elsewhere(target: Path) -> None:
+    code = "import sys; from kit_core.atomic import write_text; write_text(sys.argv[1], 'x')"
+    with start(code, target) as child:
+        assert child.wait(60) == 0
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".a.txt.0123abcd.tmp").write_text("half")
+    (tmp_path / ".other.0123abcd.tmp").mkdir()
+    (tmp_path / ".other.0123abcd.tmp" / "half").write_text("half")
+    (tmp_path / ".link.0123abcd.tmp").symlink_to(tmp_path / "mine")
+    for name in ("mine", "mine.tmp", ".mine.tmp", ".mine.0123.tmp", ".0123abcd.tmp"):  # of other programs
+        (tmp_path / name).write_text("mine")
+    write_elsewhere(tmp_path / "b.txt")
+    kept = [".0123abcd.tmp", ".mine.0123.tmp", ".mine.tmp", "b.txt", "mine", "mine.tmp"]
+    assert names(tmp_path) == kept
+
+
+def test_what_a_living_process_writes_is_not_removed(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        write_elsewhere(tmp_path / "b.txt")
+        assert temporary.read_text() == "half"
+    assert names(tmp_path) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_file_and_remedy(tmp_path: Path, number: int) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(DiskFullError, match=r"/a: cannot be written: .*; free space"), atomic_path(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(DiskFullError, match="/b: cannot be written"), atomic_dir(tmp_path / "b"):
+        raise OSError(number, os.strerror(number))
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_an_error_without_number_is_of_the_disk_only_where_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RuntimeError, match="of a library"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("of a library")
+    with pytest.raises(DiskFullError, match="/a: cannot be written"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    with pytest.raises(DiskFullError, match="/a: cannot be written"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("of a library")
+    assert names(tmp_path) == []
 
 
 def test_kill_at_a_random_moment_never_shows_a_mixture(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: verbs, presets as defaults, exit codes and messages; in a process of its own for pipes."""
 
+import errno
 import subprocess
 import sys
 import textwrap
@@ -69,7 +70,7 @@ def predict(source: tyro.conf.Positional[Path], run: Path) -> None:
     calls.append(locals())
 
 
-def fail(how: Literal["data", "config", "bug", "value", "interrupt"]) -> None:
+def fail(how: Literal["data", "config", "bug", "value", "interrupt", "full"]) -> None:
     """Fail."""
     errors: dict[str, BaseException] = {
         "data": DataError("train.csv: 1 problem"),
@@ -77,6 +78,7 @@ def fail(how: Literal["data", "config", "bug", "value", "interrupt"]) -> None:
         "bug": KeyError("x"),
         "value": ValueError("inside the verb"),
         "interrupt": KeyboardInterrupt(),
+        "full": OSError(errno.ENOSPC, "No space left on device", "values.bin"),
     }
     raise errors[how]
 
@@ -222,6 +224,7 @@ def test_help(demo: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> N
         ("bug", 1, "Traceback (most recent call last)"),
         ("value", 1, "ValueError: inside the verb"),
         ("interrupt", 130, "demo: interrupted\n"),
+        ("full", 3, "demo: values.bin: cannot be written: No space left on device; free space"),
     ],
 )
 def test_exit_codes(

@@ -224,6 +224,33 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, changes: dict[str
         begin(finished_run, resume=True, **changes)
 
 
+def test_a_finished_run_is_read_only_as_it_was_finished(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with begin(path) as run:
+        run.log(epoch=1)
+        for names in (("models", "a.txt"), ("models", "b.txt"), ("plots", "c.txt"), ("state", "d.txt")):
+            run.file(*names).write_text("as it was")
+        run.finish({"score": 0.9})
+    assert not (path / "state" / "d.txt").exists()
+    assert set(json.loads((path / "digests.json").read_text())["files"]) == {
+        "config.json", "manifest.json", "summary.json", "models/a.txt", "models/b.txt",
+    }  # fmt: skip
+    for name in ("plots/c.txt", "state/new.txt", "metrics.jsonl"):
+        (path / name).write_text("other")
+    (path / "models" / "new.txt").write_text("new")
+    (path / "models" / "b.txt").unlink()
+    RunFolder.open(path)
+    (path / "models" / "a.txt").write_text("As it was")
+    with pytest.raises(DataError, match=r"models/a\.txt: found sha256"):
+        RunFolder.open(path)
+    digests = (path / "digests.json").read_text()
+    (path / "digests.json").write_text(digests.replace("models/a.txt", "models/x.txt"))
+    with pytest.raises(DataError, match=r"digests\.json: found other content"):
+        RunFolder.open(path)
+    (path / "digests.json").unlink()  # a run from before there were any
+    RunFolder.open(path)
+
+
 def test_a_finished_run_is_returned_as_it_is(tmp_path: Path) -> None:
     path = finished(tmp_path / "run")
     before = {p.name: p.read_bytes() for p in path.iterdir() if p.name != ".lock"}
@@ -321,7 +348,7 @@ def test_done_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("write_json", "write_text"):
         monkeypatch.setattr(kit_core.run, name, noting(getattr(kit_core.run, name)))
     finished(tmp_path / "run")
-    assert written == ["manifest.json", "config.json", "summary.json", "DONE"]
+    assert written == ["manifest.json", "config.json", "summary.json", "digests.json", "DONE"]
 
 
 def test_a_config_that_cannot_be_stored_leaves_no_run(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_core.errors import ConfigError, DataError
-from kit_io.ragged import RaggedPack, RaggedWriter, decode, encode
+from kit_core.errors import ConfigError, DataError, DiskFullError
+from kit_io.ragged import RaggedPack, RaggedWriter, decode, encode, is_finished
 
 DTYPES = ["float16", "float32", "bfloat16"]
 TOLERANCE = {"float16": 2**-11, "float32": 0.0, "bfloat16": 2**-8}  # half a unit in the last place, relative
@@ -200,10 +200,23 @@ def test_a_full_disk_says_so_and_keeps_what_is_whole(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(writer, "_flush", lambda: no_space(None))
     monkeypatch.setattr("kit_io.ragged.FLUSH_BYTES", 1)
-    with pytest.raises(DataError, match="No space left on device, after 1 items"):
+    with pytest.raises(DiskFullError, match="No space left on device, after 1 items"):
         writer.append(np.ones((2, 4), np.float32))
     with RaggedWriter.resume(tmp_path / "pack") as again:
         assert again.appended == 1
+
+
+def test_what_a_writer_killed_at_its_last_step_leaves_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "pack"
+    with RaggedWriter(path, dim=4) as writer:
+        writer.append(np.ones((2, 4), np.float32))
+        assert not is_finished(path)
+    whole = sorted(file.name for file in path.iterdir())
+    (path / "journal.bin").write_bytes(b"left")
+    (path / "writer.json").write_text("{}")
+    assert is_finished(path)
+    assert sorted(file.name for file in path.iterdir()) == whole
+    assert RaggedPack.open(path).n == 1
 
 
 def test_an_occupied_folder_is_not_touched(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -98,6 +99,23 @@ def test_a_torn_state_is_told(tmp_path: Path, keep: int) -> None:
         load_state(path)
 
 
+def test_a_flipped_byte_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"x": torch.arange(300.0), "epoch": 3})
+    content = path.read_bytes()
+    told = 0
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+        try:
+            state = load_state(path)
+        except DataError:
+            told += 1
+        else:
+            assert torch.equal(state["x"], torch.arange(300.0))
+            assert state["epoch"] == 3
+    assert told > len(content) / 7 / 3
+
+
 def test_a_foreign_state_is_told_and_never_run(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     torch.save({"x": 1}, path)
@@ -123,6 +141,25 @@ def test_weights_come_back_with_their_header(tmp_path: Path) -> None:
     assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in tensors.items())
     save_weights(tmp_path / "m.safetensors", tied, {})
     assert load_weights(tmp_path / "m.safetensors")[0].keys() == {"weight", "bias"}
+
+
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    contents = set()
+    for number in range(8):  # each time with another order of what is a hash table inside
+        save_weights(tmp_path / f"{number}", {"x": torch.arange(3.0), "y": torch.zeros(2)}, {"layers": 3, "width": 4})
+        contents.add((tmp_path / f"{number}").read_bytes())
+    assert len(contents) == 1
+
+
+def test_weights_of_the_first_layout_are_still_read(tmp_path: Path) -> None:
+    tensors = {"x": torch.arange(3.0)}
+    save_weights(tmp_path / "new", tensors, {"layers": 3})
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        entries = json.loads(file.metadata()["kit_train"])
+    save_file(tensors, tmp_path / "old", metadata=entries)
+    found, header = load_weights(tmp_path / "old")
+    assert torch.equal(found["x"], tensors["x"])
+    assert header == {"layers": 3}
 
 
 def test_damaged_weights_are_told(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from kit_io.ragged import RaggedPack
 from kit_metrics.multilabel import macro_average_precision
 from kit_nn.pooling import lengths_to_padding_mask
 from kit_train.config import FabricConfig
+from kit_train.fabric import launch
 from kit_train.weights import load_weights
 from yandex_tagging import infer as inference
 from yandex_tagging import train as training
@@ -293,8 +294,8 @@ def test_faithful_differs_where_it_says(tracks: Tracks) -> None:
     net = training.TagNet(mended.network, DIM, TAGS).eval()
     gather = inference.reader(tracks.pack, torch.device("cpu"))
     held = np.arange(60)
-    whole = training._validate(net, gather, tracks, held, mended, torch.device("cpu"), 0)
-    batches = training._validate(net, gather, tracks, held, faithful, torch.device("cpu"), 0)
+    whole = training._validate(net, gather, tracks, held, mended, launch(CPU), 0)
+    batches = training._validate(net, gather, tracks, held, faithful, launch(CPU), 0)
     assert tracks.tags is not None
     logits = inference.network_logits(net, gather, tracks.pack.lengths, held, mended, torch.device("cpu"))
     assert whole == pytest.approx(macro_average_precision(tracks.tags[held], logits))

@@ -16,10 +16,13 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
-from kit_core.config import did_you_mean, load_preset, preset_header, preset_names
-from kit_core.errors import ConfigError, KitError
+from kit_core.config import config_from_dict, did_you_mean, load_preset, preset_header, preset_names
+from kit_core.errors import FULL, ConfigError, KitError, disk_full
+from kit_core.repeat import Earlier, Repetition, repeating
 
 Verb = Callable[..., Any]
+
+FROM_MANIFEST = "--from-manifest"
 
 
 def run(
@@ -34,7 +37,8 @@ def run(
     `tyro.conf.Positional[...]`; what it returns is ignored. A mapping among the verbs makes verbs of two words.
     A verb with the parameters `preset: str` and `config` takes the name of a preset as its first argument. That preset,
     an instance of the class `presets[0]` read from the folder `presets[1]`, gives the defaults of the flags
-    `--section.key`. `argv` is without the program's name; by default it is that of the process.
+    `--section.key`. Where it has `run: Path` as well, `--from-manifest FILE` in place of the preset repeats an earlier
+    run. `argv` is without the program's name; by default it is that of the process.
     """
     try:
         _dispatch(program, verbs, presets, list(sys.argv[1:] if argv is None else argv))
@@ -50,7 +54,11 @@ def run(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again at exit
         return 141
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:  # of a file that is written piece by piece, in place
+            full = disk_full(error.filename or "the output", error.strerror)
+            print(f"{program}: {full}", file=sys.stderr)
+            return full.exit_code
         traceback.print_exc()
         return 1
     return 0
@@ -89,14 +97,45 @@ def _run_with_preset(command: str, verb: Verb, presets: tuple[type[Any], Path], 
     names = preset_names(folder)
     if args[:1] in (["-h"], ["--help"]):
         rows = [(name, preset_header(folder, name).partition("\n")[0]) for name in names]
-        print(f"usage: {command} PRESET [flags]\n\n{inspect.getdoc(verb) or ''}\n\npresets:\n{_aligned(rows)}")
+        usage = f"usage: {command} PRESET [flags]"
+        if _can_repeat(verb):
+            usage += f"\n       {command} {FROM_MANIFEST} RUN/manifest.json --run DIR [--data DATA] [flags]"
+        print(f"{usage}\n\n{inspect.getdoc(verb) or ''}\n\npresets:\n{_aligned(rows)}")
         print(f"\n`{command} PRESET --help` shows every flag with the preset's values.")
+        return
+    if _can_repeat(verb) and any(word.partition("=")[0] == FROM_MANIFEST for word in args):
+        _repeat(command, verb, config_class, args)
         return
     if not args or args[0].startswith("-"):
         raise ConfigError(f"{command}: expected a preset as the first argument\n  presets: {', '.join(names)}")
     preset, rest = args[0], args[1:]
     config = load_preset(config_class, folder, preset)
     verb(preset=preset, **_parse(f"{command} {preset}", verb, rest, config))
+
+
+def _can_repeat(verb: Verb) -> bool:
+    return "run" in inspect.signature(verb).parameters
+
+
+def _repeat(command: str, verb: Verb, config_class: type[Any], args: list[str]) -> None:
+    """Run a verb again as the manifest of an earlier run says; flags given now come behind those of then."""
+    place = next(i for i, word in enumerate(args) if word.partition("=")[0] == FROM_MANIFEST)
+    _, equals, manifest = args[place].partition("=")
+    rest = args[:place] + args[place + (1 if equals else 2) :]
+    manifest = manifest if equals else "".join(args[place + 1 : place + 2])
+    if not manifest or manifest.startswith("-"):
+        raise ConfigError(f"{command}: {FROM_MANIFEST} wants the manifest.json of a run, or the run's folder")
+    if rest and not rest[0].startswith("-"):
+        raise ConfigError(f"{command}: found {rest[0]!r} beside {FROM_MANIFEST}; the preset is that of the earlier run")
+    if not any(word.partition("=")[0] == "--run" for word in rest):
+        raise ConfigError(f"{command}: {FROM_MANIFEST} wants --run DIR as well: the folder of the new run")
+    program, *words = command.split()
+    earlier = Earlier.read(manifest)
+    config = config_from_dict(config_class, earlier.config, source=str(earlier.path / "config.json"))
+    flags = [*earlier.flags(words), *rest]
+    values = _parse(f"{command} {earlier.preset}", verb, flags, config)
+    with repeating(Repetition(earlier, values["run"], (program, *words, earlier.preset, *flags))):
+        verb(preset=earlier.preset, **values)
 
 
 def _parse(command: str, verb: Verb, args: list[str], config: object = None) -> dict[str, Any]:

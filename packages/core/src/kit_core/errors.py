@@ -1,7 +1,9 @@
 """Errors that a person caused and can put right: a message and an exit code, never a traceback."""
 
+import errno
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space or no inode on the disk, or no more for this user
 SHOWN = 5  # offenders named in a message; the rest is counted, so that a bad file of any size gives a short message
 
 
@@ -21,6 +23,18 @@ class DataError(KitError):
     """Input data that is absent, broken or not what was announced."""
 
     exit_code = 3
+
+
+class DiskFullError(DataError):
+    """A place without room, and no fault of the data: what was finished there stays, for another call to go on."""
+
+
+def disk_full(path: str | Path, reason: object) -> DiskFullError:
+    """Return the error of a write that a full disk stopped; `reason` is what the system said."""
+    return DiskFullError(
+        f"{path}: cannot be written: {reason}; free space on that disk, or name a place on another one, and give the "
+        "same command again"
+    )
 
 
 class Problems:

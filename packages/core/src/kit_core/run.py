@@ -1,7 +1,8 @@
 """The run folder: one training run on the disk, from its configuration to the mark that says it is complete.
 
-`config.json`, `manifest.json` (what ran, where, on which data), `metrics.jsonl`, `summary.json` and, written last,
-`DONE`. What else a trainer keeps goes to `run.file(...)`.
+`config.json`, `manifest.json` (what ran, where, on which data), `metrics.jsonl`, `summary.json`, `digests.json` and,
+written last, `DONE`. What else a trainer keeps goes to `run.file(...)`. A finished run is read only as it was finished:
+a file that differs from its digest is refused.
 """
 
 import fcntl
@@ -13,7 +14,8 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +24,15 @@ from typing import IO, Any, Self
 
 from kit_core.atomic import write_json, write_text
 from kit_core.config import config_to_dict
-from kit_core.errors import ConfigError, DataError
+from kit_core.errors import FULL, ConfigError, DataError, Problems, disk_full
+from kit_core.repeat import differences, repetition_into
 
 FORMAT_VERSION = 1
 
 CONFIG, MANIFEST, METRICS, SUMMARY = "config.json", "manifest.json", "metrics.jsonl", "summary.json"
-DONE, LOCK = "DONE", ".lock"
-ABSENT = "(absent)"  # stands for a key that one side of a comparison lacks
+DIGESTS, DONE, LOCK = "digests.json", "DONE", ".lock"
+STATE = "state"  # what only an unfinished run needs: optimizers, schedules, random numbers
+WITHOUT_DIGEST = {METRICS, DIGESTS, DONE, LOCK, STATE, "plots", "tensorboard"}  # what no verb of a finished run reads
 RECORDED_PACKAGES = ("numpy", "torch", "lightgbm", "scikit-learn")  # and every installed kit-*
 
 
@@ -58,12 +62,14 @@ class RunFolder:
         data_hashes: Mapping[str, str],
         seed: int,
         resume: bool = False,
+        may_change: Collection[str] = (),
     ) -> Self:
         """Begin a run in a new or empty folder, or go on with an unfinished one, and hold its lock until `close`.
 
         `config` is a dataclass instance, `data_hashes` says which data (name -> digest). With `resume` an empty folder
-        begins a run, a finished one is returned as it is (ask `done`). Of several processes on one run (DDP) only the
-        first may call this.
+        begins a run, a finished one is returned as it is (ask `done`). `may_change` names settings
+        (`fabric.devices`) that say where a run computes and not what, so that a resume may give others. Of several
+        processes on one run (DDP) only the first may call this.
 
         Raises:
             ConfigError: the folder is not empty and `resume` is off, it is no run folder, another process holds it, or
@@ -76,6 +82,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(path, error.strerror) from error
             raise ConfigError(f"{path}: cannot be made a run folder: {error.strerror}") from error
         lock = _take_lock(path)
         try:
@@ -84,9 +92,10 @@ class RunFolder:
                 if leftover.is_file():
                     leftover.unlink()
             plain, hashes = config_to_dict(config), dict(data_hashes)
+            repetition = repetition_into(path)
             if (path / CONFIG).exists():
                 run = cls._load(path)
-                run._refuse_changes(plain, hashes, seed)
+                run._refuse_changes(plain, hashes, seed, {f"config.{key}" for key in may_change})
                 _drop_torn_line(path / METRICS)
                 if not run.done:
                     run.manifest["resumed"].append(_environment())
@@ -94,8 +103,12 @@ class RunFolder:
             else:
                 manifest = {"format_version": FORMAT_VERSION, "seed": seed, "data": hashes}
                 run = cls(path, plain, preset, manifest | _environment() | {"resumed": []}, {})
+                if repetition is not None:
+                    run.manifest |= {"argv": list(repetition.argv), "repeats": str(repetition.earlier.path)}
                 write_json(path / MANIFEST, run.manifest)
                 write_json(path / CONFIG, {"preset": preset, "config": plain})  # second: its presence makes it a run
+            if repetition is not None:
+                repetition.tell_differences(plain, run.manifest)
         except BaseException:
             lock.close()
             raise
@@ -107,7 +120,8 @@ class RunFolder:
         """Read a finished run, without a lock.
 
         Raises:
-            DataError: there is no run, it is unfinished or damaged, or its format is not the one that this code reads.
+            DataError: there is no run, it is unfinished or damaged, a file of it is not as `finish` found it, or its
+                format is not the one that this code reads.
         """
         path = Path(path)
         if not (path / CONFIG).is_file():
@@ -115,6 +129,7 @@ class RunFolder:
         run = cls._load(path)
         if not run.done:
             raise DataError(f"{path}: the run is not finished: found no {DONE}; continue it with `train ... --resume`")
+        _check_digests(path)
         return run
 
     @classmethod
@@ -142,17 +157,37 @@ class RunFolder:
         return path
 
     def log(self, **values: object) -> None:
-        """Append one line of JSON to `metrics.jsonl`; floats that are not finite become null."""
+        """Append one line of JSON to `metrics.jsonl`; floats that are not finite become null.
+
+        Raises:
+            DiskFullError: there is no room on the disk.
+        """
         self._require_lock()
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_jsonable(values), ensure_ascii=False) + "\n")
+        line = json.dumps(_jsonable(values), ensure_ascii=False) + "\n"
+        try:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            if error.errno in FULL:
+                raise disk_full(self.path / METRICS, error.strerror) from error
+            raise
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        """Write `summary.json` and then `DONE`; floats that are not finite become null."""
+        """Write `summary.json`, the digests of all files, and then `DONE`; floats that are not finite become null.
+
+        What `state` holds is removed: a process killed between a model and its state would else leave that for ever.
+        """
         self._require_lock()
+        for leftover in (self.path / STATE).rglob("*"):
+            if leftover.is_file():
+                leftover.unlink()
         self.summary = _jsonable(summary)
         write_json(self.path / SUMMARY, self.summary)
+        digests = {name: hash_file(self.path / name) for name in _lasting_files(self.path)}
+        write_json(self.path / DIGESTS, {"files": digests, "sha256": _digest_of(digests)})
         write_text(self.path / DONE, _now() + "\n")
+        if (repetition := repetition_into(self.path)) is not None:
+            repetition.tell_score(self.summary)
 
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
@@ -171,11 +206,14 @@ class RunFolder:
         if self._lock is None:
             raise RuntimeError(f"{self.path}: the run folder is closed or was opened for reading")
 
-    def _refuse_changes(self, config: dict[str, Any], hashes: dict[str, str], seed: int) -> None:
+    def _refuse_changes(
+        self, config: dict[str, Any], hashes: dict[str, str], seed: int, may_change: Collection[str]
+    ) -> None:
+        differing = differences(self.config, config, "config")
         changes = [
-            *_differences(self.config, config, "config"),
-            *_differences(self.manifest["data"], hashes, "data"),
-            *_differences(self.manifest["seed"], seed, "seed"),
+            *(line for line in differing if line.partition(":")[0] not in may_change),
+            *differences(self.manifest["data"], hashes, "data"),
+            *differences(self.manifest["seed"], seed, "seed"),
         ]
         if changes:
             first = f"{self.path}: --resume continues a run as it began, but these differ:"
@@ -187,6 +225,33 @@ def hash_file(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal, reading it in pieces."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lasting_files(path: Path) -> list[str]:
+    names = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix != ".tmp")
+    return sorted(name.as_posix() for name in names if name.parts[0] not in WITHOUT_DIGEST)
+
+
+def _check_digests(path: Path) -> None:
+    """Refuse files that changed; one that is gone is missed by who reads it, and runs from before have no digests."""
+    if not (path / DIGESTS).exists():
+        return
+    problems = Problems(
+        path, f"files as {DIGESTS} has them, which was written with them", "copy the run again, or train again"
+    )
+    stored = _read_object(path / DIGESTS, ("files", "sha256"))
+    if not isinstance(stored["files"], dict) or _digest_of(stored["files"]) != stored["sha256"]:
+        problems.add(DIGESTS, "other content than its own sha256 says")
+        problems.raise_if_any()
+    for name, digest in stored["files"].items():
+        file = path / name
+        if file.resolve().is_relative_to(path.resolve()) and file.is_file() and (found := hash_file(file)) != digest:
+            problems.add(name, f"sha256 {found[:16]}… for {str(digest)[:16]}…")
+    problems.raise_if_any()
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _check_place(path: Path, resume: bool) -> None:
@@ -204,6 +269,8 @@ def _take_lock(path: Path) -> IO[str]:
     try:
         lock = (path / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
+        if error.errno in FULL:
+            raise disk_full(path / LOCK, error.strerror) from error
         raise ConfigError(f"{path}: the run folder cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,9 +279,9 @@ def _take_lock(path: Path) -> IO[str]:
         holder = lock.read().strip()
         lock.close()
         raise ConfigError(f"{path}: the run is in use by another process ({holder or 'unknown'})") from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+    with suppress(OSError):  # who holds it is only for a message: a full disk is told by what is written next
+        lock.truncate(0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())  # nothing left to flush
     return lock
 
 
@@ -229,19 +296,12 @@ def _read_object(path: Path, keys: Iterable[str]) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: absent, though the run folder needs it; train again into another --run") from error
-    except ValueError as error:  # not UTF-8 or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets within thousands of brackets
         raise DataError(f"{path}: not JSON: {error}; train again into another --run") from error
     missing = [key for key in keys if key not in value] if isinstance(value, dict) else ["table of keys"]
     if missing:
         raise DataError(f"{path}: found no {', '.join(missing)}; expected what `train` wrote; use another --run")
     return dict(value)
-
-
-def _differences(old: Any, new: Any, key: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(name, old.get(name, ABSENT), new.get(name, ABSENT)) for name in {**old, **new}]
-        return [line for name, then, now in pairs for line in _differences(then, now, f"{key}.{name}")]
-    return [] if old == new else [f"{key}: was {old!r}, is {new!r}"]
 
 
 def _jsonable(value: Any) -> Any:

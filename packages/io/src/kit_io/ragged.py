@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit_core.atomic import atomic_path, write_json
-from kit_core.errors import ConfigError, DataError
+from kit_core.errors import FULL, ConfigError, DataError, DiskFullError
+from kit_io.source import JSON_ERRORS, NPY_ERRORS
 
 FORMAT_VERSION = 1
 VALUES, OFFSETS, INFO, JOURNAL, WRITER = "values.bin", "offsets.npy", "info.json", "journal.bin", "writer.json"
@@ -210,7 +211,8 @@ class RaggedWriter:
 
     def _refuse_disk(self, failure: OSError) -> NoReturn:
         self._release()
-        raise DataError(
+        kind = DiskFullError if failure.errno in FULL else DataError
+        raise kind(
             f"{self.path}: cannot be written: {failure.strerror or failure}, after {self.appended} items; "
             "free space and run the same command again: it goes on behind the last whole item"
         ) from failure
@@ -272,7 +274,7 @@ class RaggedPack:
         _expect_size(path / VALUES, info.frames * item_bytes)
         try:
             offsets = np.load(path / OFFSETS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except NPY_ERRORS as error:
             raise DataError(f"{path / OFFSETS}: cannot be read ({error}); pack the data again") from error
         if offsets.dtype != np.int64 or offsets.shape != (info.n + 1,) or offsets[0] != 0 or offsets[-1] != info.frames:
             raise DataError(
@@ -387,6 +389,18 @@ class RaggedPack:
         return RaggedPack, (self.values, self.offsets, self.dtype)
 
 
+def is_finished(path: Path) -> bool:
+    """Return whether a folder holds a finished pack, for packers that go on where they were stopped.
+
+    What a writer that was killed at its very last step left beside the pack is removed.
+    """
+    if not (path / INFO).is_file():
+        return False
+    for name in (JOURNAL, WRITER):
+        (path / name).unlink(missing_ok=True)
+    return True
+
+
 def encode(values: NDArray[Any], dtype: Dtype) -> NDArray[Any]:
     """Return floats as they are stored: float16, float32, or bfloat16 as uint16, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
@@ -440,7 +454,7 @@ def _read_json(path: Path, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path.parent}: not {what}: found no {path.name}; run `prepare`") from error
-    except (OSError, ValueError) as error:
+    except (OSError, *JSON_ERRORS) as error:
         raise DataError(f"{path}: cannot be read ({error}); pack the data again") from error
     if not isinstance(value, dict) or any(key not in value for key in keys):
         raise DataError(f"{path}: found no {', '.join(keys)}; expected what the packer wrote; pack the data again")

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
@@ -31,6 +32,13 @@ SUSPICIOUS = re.compile("^/|\\\\|^[A-Za-z]:|[.][.]|[\0-\x1f\x7f]|[\ud800-\udfff]
 # All that `zipfile` is known to raise on broken files; it has no common base class for them. NotImplementedError is a
 # RuntimeError (a feature that it lacks), UnicodeDecodeError a ValueError (a name that is no UTF-8).
 READ_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, OverflowError, RuntimeError, ValueError)
+
+# All that `numpy.load` is known to raise on broken files: the header is a Python literal, tokenized and parsed as one.
+NPY_ERRORS = (
+    ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError, TypeError, MemoryError, RecursionError,
+    OverflowError, KeyError, AttributeError, zipfile.BadZipFile,
+)  # fmt: skip
+JSON_ERRORS = (ValueError, RecursionError)  # no JSON or no UTF-8; brackets within thousands of brackets
 
 
 class Entry(NamedTuple):

@@ -1,6 +1,7 @@
 """What a stopped run needs to go on with the same bits: one file, and the states of all random generators."""
 
 import random
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> dict[str
         DataError: the file is absent, torn, of another program, or of another format version.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, but does not look at them when it reads
+            torn = archive.testzip()
+        if torn is not None:
+            raise zipfile.BadZipFile(torn)
         stored = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no saved state; train again into another --run") from error

@@ -15,6 +15,7 @@ from kit_core.atomic import atomic_path
 from kit_core.errors import DataError
 
 FORMAT_VERSION = 1
+ENTRY = "kit_train"
 
 
 def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], header: Mapping[str, object]) -> None:
@@ -31,8 +32,9 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], he
         "sha256": _digest(plain),
         "header": json.dumps(dict(header), ensure_ascii=False, allow_nan=False),
     }
+    # One entry alone: safetensors writes several in a random order, and equal weights are to give equal files.
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+        save_file(plain, temporary, metadata={ENTRY: json.dumps(metadata, ensure_ascii=False)})
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -45,7 +47,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: no such file of weights; name a run that finished, or train again")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = _metadata(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error}); copy it again or train again") from error
@@ -58,9 +60,18 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: the tensors do not match their sha256: the file was changed; copy it again")
     try:
         header = json.loads(metadata["header"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the header is not JSON; copy the file again or train again") from error
     return tensors, header
+
+
+def _metadata(stored: Mapping[str, str]) -> Mapping[str, Any]:
+    """What `save_weights` stated, from its one entry, or from three of their own as they were at first."""
+    try:
+        found = json.loads(stored[ENTRY]) if ENTRY in stored else stored
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -7,13 +7,15 @@ worker processes of `prepare`, which load this module again, have a use for them
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ai4code.config import Config
+from kit_cluster import jobs
+from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
@@ -45,6 +47,7 @@ def prepare(data: Path, out: Path, workers: int = os.cpu_count() or 1) -> None:
     print(official.prepare(data, out, workers=workers))
 
 
+@submittable
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from ai4code import data as official
@@ -114,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ai4code import tokenizer
 
     tokenizers: dict[str, cli.Verb] = {"train": tokenizer.train_command, "report": tokenizer.report_command}
-    verbs: dict[str, cli.Verb | dict[str, cli.Verb]] = {
+    verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers, "weights": weights,
+        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers, "weights": weights, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("ai4code", verbs, (Config, PRESETS), argv)
 

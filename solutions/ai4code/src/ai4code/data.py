@@ -42,7 +42,7 @@ import pyarrow.parquet as pq
 
 from kit_core.atomic import atomic_path, write_json
 from kit_core.console import progress
-from kit_core.errors import ConfigError, DataError, KitError, Problems
+from kit_core.errors import ConfigError, DataError, DiskFullError, KitError, Problems
 from kit_io.source import Source
 from kit_io.tables import read_csv
 
@@ -597,6 +597,8 @@ def prepare(data: Path, out: Path, *, workers: int) -> Prepared:
             results = _in_order(_write_shard, todo, workers)
             for found in progress(results, total=len(todo), label="packing shards") if todo else ():
                 _add_all(problems, found)
+    except DiskFullError:  # with more room, the same command goes on from here
+        raise
     except DataError:
         _clear(out, made)
         raise
@@ -696,7 +698,7 @@ def _footer(file: Path) -> dict[str, str]:
     try:
         raw = pq.read_schema(file).metadata[b"ai4code"]
         footer: dict[str, str] = json.loads(raw)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(file, str(error)) from None
     return footer
 

@@ -27,7 +27,7 @@ from ai4code.data import Notebooks
 from ai4code.features import CellTable, View
 from kit_core.console import progress
 from kit_core.errors import ConfigError, DataError
-from kit_io.ragged import RaggedPack, RaggedWriter
+from kit_io.ragged import RaggedPack, RaggedWriter, is_finished
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -169,7 +169,7 @@ def _packed(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
     assert config.folder is not None
     assert config.cache is not None
     path = config.cache / pack_name(notebooks, config)
-    if not (path / "info.json").exists():
+    if not is_finished(path):
         _pack(notebooks, config, path)
     pack = RaggedPack.open(path)
     if pack.n != len(notebooks) or not np.array_equal(pack.lengths, notebooks.lengths):

@@ -74,7 +74,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             else:
                 model = fit_member(member, train_view, config, _logger(run, member, fold), folder)
                 model.save(folder)
-                (folder / f"{member}.state").unlink(missing_ok=True)
+            (folder / f"{member}.state").unlink(missing_ok=True)  # also one that a killed process saved the model of
             _keep(answers[member], held, model.place(held_view))
             run.log(member=member, fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"{member}: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")

@@ -7,12 +7,14 @@ for them.
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from kit_cluster import jobs
+from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
@@ -68,6 +70,7 @@ def explore(data: Path, out: Path, seed: int = 0) -> None:
     print(look(data, out, seed))
 
 
+@submittable
 def train(preset: str, config: Config, data: Path, run: Path, start: Path | None = None, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data into a run folder; --start: the run that transfer begins with."""
     from ntua_lab import data as official
@@ -141,10 +144,10 @@ def echonest(table: Path, run: Path, seed: int = 0) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    verbs: dict[str, Callable[..., None]] = {
+    verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "extract": extract, "prepare": prepare, "explore": explore,
         "train": train, "infer": infer, "check": check, "evaluate": evaluate, "predict": predict,
-        "activations": activations, "report": report, "echonest": echonest,
+        "activations": activations, "report": report, "echonest": echonest, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("ntua-lab", verbs, (Config, PRESETS), argv)
 

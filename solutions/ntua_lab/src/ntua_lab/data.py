@@ -44,12 +44,13 @@ from numpy.typing import NDArray
 from kit_core.atomic import write_json
 from kit_core.config import did_you_mean
 from kit_core.console import progress, say
-from kit_core.errors import ConfigError, DataError, Problems
-from kit_io.ragged import RaggedPack, RaggedWriter
-from kit_io.source import Source
+from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
+from kit_io.ragged import RaggedPack, RaggedWriter, is_finished
+from kit_io.source import JSON_ERRORS, NPY_ERRORS, Source
 from kit_io.tables import read_csv, write_csv
 
 ROWS, MEL_ROWS = 140, 128
+MOST_BYTES = 1 << 28  # of one unfolded array: more than an hour of spectra in 64 bits
 AXES = ("valence", "energy", "danceability")
 FORMAT, FORMAT_VERSION = "ntua-lab-prepared", 1
 Set = Literal["genre", "emotion"]
@@ -342,13 +343,14 @@ def _read_mapping(source: Source) -> dict[str, str | None]:
 def _checked_mapping(content: bytes, name: str) -> dict[str, str | None]:
     try:
         mapping = json.loads(content)
-    except ValueError as error:
+    except JSON_ERRORS as error:
         raise DataError(f"{name}: found no JSON ({error}), expected raw genre -> class or null; repair it") from error
     if (
         not isinstance(mapping, dict)
         or not mapping
         or not all(value is None or (isinstance(value, str) and value) for value in mapping.values())
         or not any(mapping.values())
+        or "\\ud" in ascii([*mapping, *mapping.values()])  # halves of characters, which no file can hold
     ):
         raise DataError(f"{name}: expected an object, raw genre -> class or null, with a class at least; repair it")
     return mapping
@@ -405,12 +407,15 @@ def read_array(content: bytes, name: str) -> Floats:
     """
     if name.endswith(".gz"):
         try:
-            content = gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as unfolded:
+                content = unfolded.read(MOST_BYTES + 1)
         except (EOFError, zlib.error, OSError) as error:
             raise ValueError(f"{len(content)} bytes that are no whole gzip file ({error})") from error
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes when unfolded (a decompression bomb)")
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except NPY_ERRORS as error:
         raise ValueError(f"{len(content)} bytes that are no whole .npy file") from error
     shape = f"{array.dtype} {list(array.shape)}"
     if array.ndim == 2 and array.shape[1] == ROWS and array.shape[0] != ROWS:
@@ -472,6 +477,8 @@ def prepare(data: Path, out: Path, *, workers: int = 1) -> str:
                 _pack(plan, clips, version, out / version, workers, going_on)
                 places = {id(clip): place for place, clip in enumerate(clips)}
                 rows[version] = [places.get(id(clip), -1) for clip in plan.clips]
+    except DiskFullError:  # with more room, the same command goes on from here
+        raise
     except DataError:
         shutil.rmtree(out)
         raise
@@ -519,7 +526,7 @@ def _begin(out: Path, begun: dict[str, str]) -> bool:
 
 
 def _pack(plan: _Plan, clips: list[_Clip], version: Version, path: Path, workers: int, going_on: bool) -> None:
-    if going_on and (path / "info.json").exists():
+    if going_on and is_finished(path):
         return
     if going_on and (path / "writer.json").exists():
         writer = RaggedWriter.resume(path)
@@ -548,7 +555,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except JSON_ERRORS as error:
         raise _damaged(path / "manifest.json", str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
@@ -557,6 +564,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
             f"{path / 'manifest.json'}: found format_version {manifest.get('format_version')!r}, expected "
             f"{FORMAT_VERSION}; prepare the data again"
         )
+    missing = [key for key in ("fingerprint", "clips", "versions") if key not in manifest]
+    if missing:
+        raise _damaged(path / "manifest.json", f"no {', '.join(missing)}")
     return manifest
 
 
@@ -617,7 +627,7 @@ def _open_prepared(path: Path, fingerprint_: str) -> Clips:
             rows={version: np.array(rows, np.int64) for version, rows in table["rows"].items()},
             fingerprint=fingerprint_,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path / "clips.json", f"{type(error).__name__}: {error}") from error
     for version, rows in clips.rows.items():
         if len(rows) != len(clips) or (len(rows) and rows.max() >= clips.packs[version].n):

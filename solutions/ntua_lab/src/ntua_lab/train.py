@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from kit_core.atomic import atomic_path, write_json
 from kit_core.console import render_table, say
 from kit_core.errors import ConfigError
+from kit_core.interrupt import Interrupted
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_nn.averaging import WeightAverage
 from kit_splits.folds import assert_groups_whole, group_folds
 from kit_train.batches import bucketed_batches, random_batches
 from kit_train.fabric import launch
+from kit_train.ranks import stop_asked
 from kit_train.schedules import cosine, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.stopping import Patience
@@ -254,6 +256,8 @@ def fit_network(
                     "step": step,
                 },
             )
+            if stop_asked(fabric, 0):
+                raise Interrupted(f"{state_path}: stopped after epoch {epoch + 1}; continue with --resume")
     run.file("state", f"{fold}-{unit.name}.safetensors").replace(path)
     state_path.unlink()
     return load_network(path)[0].to(fabric.device)

@@ -3,12 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from kit_cluster import jobs
+from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
@@ -46,6 +48,7 @@ def weights(out: Path, wheels: Path | None = None) -> None:
     fetch(out, wheels)
 
 
+@submittable
 def train(
     preset: str,
     config: Config,
@@ -116,9 +119,9 @@ def predict(photos: Positional[tuple[Path, ...]], run: Runs, top: int = 5, plot:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    verbs: dict[str, Callable[..., None]] = {
+    verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "weights": weights, "train": train, "infer": infer,
-        "check": check, "evaluate": evaluate, "predict": predict,
+        "check": check, "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("russian-art", verbs, (Config, PRESETS), argv)
 

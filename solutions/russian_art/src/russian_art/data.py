@@ -46,9 +46,9 @@ from PIL import Image
 
 from kit_core.atomic import atomic_path, write_json
 from kit_core.console import progress, say
-from kit_core.errors import ConfigError, DataError, KitError, Problems
+from kit_core.errors import ConfigError, DataError, DiskFullError, KitError, Problems
 from kit_io.images import ImageError, decode, squash
-from kit_io.source import Source, shown
+from kit_io.source import NPY_ERRORS, Source, shown
 from kit_io.tables import read_csv, write_csv
 from kit_splits.near_duplicates import GRAY_SIDE, close_pairs, connected_groups, perceptual_hashes
 
@@ -571,6 +571,8 @@ def prepare(data: Path, out: Path, *, size: int = DEFAULT_SIZE, workers: int) ->
             for plan in plans:
                 splits[plan.split], new = _pack(plan, out, size, workers)
                 decoded += new
+        except DiskFullError:  # with more room, the same command goes on from here
+            raise
         except DataError:
             _clear(out, made)
             raise
@@ -690,7 +692,7 @@ def _read_part(file: Path) -> dict[str, npt.NDArray[Any]] | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("pixels", "aspect", "sha", "reason", "bits", "thumb")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*NPY_ERRORS, zipfile.BadZipFile):
         return None
 
 
@@ -861,7 +863,7 @@ def _load_split(path: Path, split: Split, entry: Mapping[str, Any], size: int, l
     file = path / split / "pixels.npy"
     try:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except NPY_ERRORS as error:
         raise _damaged(file, str(error)) from None
     shape = (entry["images"], size, size, 3)
     if pixels.shape != shape or pixels.dtype != np.uint8:

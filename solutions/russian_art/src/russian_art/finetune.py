@@ -11,6 +11,7 @@ same bits as an unbroken one. The validation is never augmented.
 import copy
 import io
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from kit_core.atomic import atomic_path, write_bytes
 from kit_core.console import progress
+from kit_core.errors import DataError
 from kit_metrics import macro_f1
 from russian_art.backbones import Normalisation, Weights, autocast, check_size, create, normalisation, placed, to_images
 from russian_art.baseline import fit_logistic
@@ -187,7 +189,7 @@ def fit_network(
     position, step, best = (0, 0), 0, -1.0
     optimizer: torch.optim.Optimizer | None = None
     if state_path.exists():
-        state = torch.load(io.BytesIO(state_path.read_bytes()), device, weights_only=True)
+        state = _load_state(state_path, device)
         network.load_state_dict(state["network"])
         if running is not None:
             running.load_state_dict(state["running"])
@@ -370,6 +372,26 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def _load_state(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Read what `_save_state` wrote, without running code from the file.
+
+    Raises:
+        DataError: it was damaged since.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, but does not look at them when it reads
+            torn = archive.testzip()
+        if torn is not None:
+            raise zipfile.BadZipFile(torn)
+        state: dict[str, Any] = torch.load(io.BytesIO(path.read_bytes()), device, weights_only=True)
+    except Exception as error:  # torch raises whatever the damaged place leads to
+        raise DataError(
+            f"{path}: cannot be read as a saved state ({type(error).__name__}); expected a whole file that training "
+            "wrote; train again into another --run"
+        ) from error
+    return state
 
 
 def _mixed(*numbers: int) -> int:

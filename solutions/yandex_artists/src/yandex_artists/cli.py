@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from kit_cluster import jobs
+from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
@@ -57,6 +59,7 @@ def clips(table: Path, features: UseAppendAction[tuple[Path, ...]], out: Path, d
     print(write_layout(table, features, out, distinct))
 
 
+@submittable
 def train(
     preset: str,
     config: Config,
@@ -128,9 +131,9 @@ def predict(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    verbs: dict[str, Callable[..., None]] = {
+    verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "clips": clips, "prepare": prepare, "train": train, "infer": infer,
-        "check": check, "evaluate": evaluate, "predict": predict,
+        "check": check, "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("yandex-artists", verbs, (Config, PRESETS), argv)
 

@@ -37,9 +37,9 @@ import numpy.typing as npt
 
 from kit_core.atomic import atomic_path, write_json
 from kit_core.console import progress, say
-from kit_core.errors import ConfigError, DataError, Problems
-from kit_io.ragged import Dtype, RaggedPack, RaggedWriter
-from kit_io.source import Source, refuse, shown, unsafe_name
+from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
+from kit_io.ragged import Dtype, RaggedPack, RaggedWriter, is_finished
+from kit_io.source import JSON_ERRORS, NPY_ERRORS, Source, refuse, shown, unsafe_name
 from kit_io.tables import read_csv, write_csv
 from kit_io.tar import is_tar, read_tar
 from kit_splits.folds import group_folds
@@ -458,6 +458,8 @@ def prepare(data: Path, out: Path, *, dtype: Dtype = "float16", max_frames: int 
             write_json(out / "begun.json", identity)
         try:
             splits = {split: _pack(layout, split, out / split, dtype, max_frames) for split in layout.splits}
+        except DiskFullError:  # with more room, the same command goes on from here
+            raise
         except DataError:
             _clear(out, made)
             raise
@@ -481,7 +483,7 @@ def _pack(layout: _Layout, split: Split, folder: Path, dtype: Dtype, max_frames:
     )
     writer: RaggedWriter | None = None
     entry_of = np.full(len(meta.ids), -1, dtype=np.int64)
-    finished = RaggedPack.open(folder / "features") if (folder / "features" / "info.json").exists() else None
+    finished = RaggedPack.open(folder / "features") if is_finished(folder / "features") else None
     if finished is None and (folder / "features" / "writer.json").exists():
         writer = RaggedWriter.resume(folder / "features")
         say(f"{folder}: goes on behind {writer.appended} packed tracks")
@@ -549,7 +551,7 @@ def _read_array(
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         size, fortran, kind = read_header(stream)
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+    except NPY_ERRORS as error:
         text = str(error).partition("\n")[0]
         return None, f"no .npy file ({shown(text)})" if content else "no bytes at all"
     if kind.hasobject:
@@ -648,7 +650,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(file.read_bytes())
-    except ValueError as error:
+    except JSON_ERRORS as error:
         if not (path / "train").is_dir() and not (path / "test").is_dir():
             return None  # somebody else's
         raise _damaged(file, str(error)) from None
@@ -683,7 +685,7 @@ def _whole_manifest(out: Path, identity: dict[Split, str]) -> dict[str, Any] | N
 def _begun(out: Path) -> Any:
     try:
         return json.loads((out / "begun.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, *JSON_ERRORS):
         return None
 
 

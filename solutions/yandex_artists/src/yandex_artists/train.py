@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kit_core.console import render_table, say
 from kit_core.errors import ConfigError
+from kit_core.interrupt import Interrupted
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_io.tables import write_csv
@@ -33,6 +34,7 @@ from kit_retrieval.search import top_k
 from kit_retrieval.vectors import l2_normalise
 from kit_splits.folds import assert_groups_whole
 from kit_train.fabric import launch
+from kit_train.ranks import stop_asked
 from kit_train.schedules import cosine, cyclic_cosine, one_cycle, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.stopping import Patience
@@ -301,6 +303,8 @@ def fit_stage(
                     "average": None if average is None else average.state_dict(),
                 },
             )  # fmt: skip
+            if stop_asked(fabric, 0):
+                raise Interrupted(f"{path}: stopped after epoch {epoch} of stage {number}; continue with --resume")
     if stage.keep == "best" and best is not None:
         encoder.load_state_dict(best)
     elif stage.keep == "average":

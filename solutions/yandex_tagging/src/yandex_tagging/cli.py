@@ -7,16 +7,18 @@ nor `--help` has a use for them.
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from kit_cluster import jobs
+from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
-from kit_core.run import RunFolder
+from kit_train.parallel import in_ranks, open_run
 from yandex_tagging.config import PRESETS, Config
 
 Runs = UseAppendAction[tuple[Path, ...]]
@@ -60,6 +62,8 @@ def prepare(
     print(official.prepare(data, out, dtype=dtype, workers=workers))
 
 
+@submittable
+@in_ranks
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from yandex_tagging import data as official
@@ -68,8 +72,9 @@ def train(preset: str, config: Config, data: Path, run: Path, resume: bool = Fal
 
     tracks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
     hashes = {"train": tracks.fingerprint}
-    with RunFolder.create(
-        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
+    networks = config.model in ("network", "ensemble")
+    with open_run(
+        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume, parallel=networks
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")
@@ -125,9 +130,9 @@ def predict(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    verbs: dict[str, Callable[..., None]] = {
+    verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict,
+        "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("yandex-tagging", verbs, (Config, PRESETS), argv)
 

@@ -240,8 +240,8 @@ class Config:
             raise ValueError(
                 "copies, infer.batch, infer.windows and epochs, batch, evaluate_every of optim: expected 1 or more"
             )
-        if self.fabric.devices != 1:
-            raise ValueError("fabric.devices: expected 1; to use several, train folds apart: `--data.fold 0`, ...")
+        if self.fabric.devices != 1 and self.model not in ("network", "ensemble"):
+            raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: `{self.model}` is no network")
         if not 0 <= self.optim.ema < 1 or not 0 <= self.optim.swa <= self.optim.epochs:
             raise ValueError("optim: ema must be in [0, 1) and swa at most the number of epochs")
         if self.optim.swa and (self.optim.ema or self.optim.keep == "best"):

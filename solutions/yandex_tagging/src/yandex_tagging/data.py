@@ -41,9 +41,9 @@ import numpy.typing as npt
 
 from kit_core.atomic import atomic_path, write_bytes, write_json
 from kit_core.console import progress, say
-from kit_core.errors import ConfigError, DataError, Problems
-from kit_io.ragged import WRITER, Dtype, RaggedPack, RaggedWriter
-from kit_io.source import Source, shown
+from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
+from kit_io.ragged import WRITER, Dtype, RaggedPack, RaggedWriter, is_finished
+from kit_io.source import JSON_ERRORS, NPY_ERRORS, Source, shown
 from kit_io.tables import read_csv
 from kit_io.tar import is_tar, read_tar
 from yandex_tagging.groups import read_groups
@@ -519,7 +519,7 @@ def _decode(content: bytes) -> npt.NDArray[Any]:
         if version not in readers:
             raise _BadFileError(f"a .npy file of version {version[0]}.{version[1]}")
         shape, fortran, dtype = readers[version](stream)
-    except (ValueError, SyntaxError, TypeError, EOFError) as error:  # what NumPy raises on damaged headers
+    except NPY_ERRORS as error:
         text = str(error).partition("\n")[0]
         raise _BadFileError(f"a damaged or truncated .npy header ({shown(text)})") from None
     if dtype.hasobject:
@@ -627,7 +627,7 @@ def _prepare_checked(layout: _Layout, out: Path, state: dict[str, str], dtype: D
         if GROUPS in layout.tables and "train" in tables:
             read_groups(out / GROUPS, tables["train"].ids)
         kept, found = _pack(layout, tracks, out, dtype, workers)
-    except _CannotWriteError:
+    except (_CannotWriteError, DiskFullError):  # with more room, the same command goes on from here
         raise
     except DataError:
         _clear(out)
@@ -660,7 +660,7 @@ def _pack(layout: _Layout, tracks: list[int], out: Path, dtype: Dtype, workers: 
     """Writes `embeddings` and `ids.npy`; returns how many tracks were there already, and what the pass met."""
     folder = out / "embeddings"
     found = _Found()
-    if (folder / "info.json").exists() and (out / "ids.npy").exists():  # stopped between the pack and the manifest
+    if is_finished(folder) and (out / "ids.npy").exists():  # stopped between the pack and the manifest
         return len(np.load(out / "ids.npy")), found
     packer = _Packer(folder, layout.name, dtype)
     kept = packer.appended
@@ -810,7 +810,7 @@ def _rows(ids: Int64, tracks: Sequence[int]) -> Int64:
 
 def _read_json(path: Path) -> Any:
     """None for what is no JSON file."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, *JSON_ERRORS):
         return json.loads(path.read_bytes())
     return None
 
@@ -855,7 +855,7 @@ def _load_prepared(path: Path, manifest: dict[str, Any], split: Split) -> Tracks
     pack = RaggedPack.open(path / "embeddings")
     try:
         ids = np.load(path / "ids.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except NPY_ERRORS as error:
         raise _damaged(path / "ids.npy", str(error)) from None
     if ids.shape != (pack.n,) or ids.dtype != np.int64 or pack.dim != manifest["dim"]:
         raise _damaged(path / "ids.npy", f"{ids.dtype} {ids.shape} for a pack of {pack.n} tracks with D = {pack.dim}")

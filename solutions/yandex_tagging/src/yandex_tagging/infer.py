@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from kit_core.config import config_from_dict
@@ -16,6 +17,7 @@ from kit_io.ragged import RaggedPack
 from kit_nn.pooling import lengths_to_padding_mask
 from kit_train.batches import sequential_batches
 from kit_train.device_pack import to_device
+from kit_train.ranks import batches_of_rank, gather_rows
 from kit_train.weights import load_weights
 from yandex_tagging.baseline import load_classic, pooled_statistics
 from yandex_tagging.blend import Blend
@@ -138,29 +140,40 @@ def reader(pack: RaggedPack, device: torch.device) -> Gather:
 
 @torch.no_grad()
 def network_logits(
-    net: nn.Module, gather: Gather, lengths: np.ndarray, rows: np.ndarray, config: Config, device: torch.device
+    net: nn.Module,
+    gather: Gather,
+    lengths: np.ndarray,
+    rows: np.ndarray,
+    config: Config,
+    device: torch.device,
+    fabric: Fabric | None = None,
 ) -> np.ndarray:
     """Return float32 [n, n_tags] in the order of `rows`, whatever the batches; leaves the module's mode as it was.
 
-    Tracks longer than `infer.window` are read in `infer.windows` windows, whose logits are averaged.
+    Tracks longer than `infer.window` are read in `infer.windows` windows, whose logits are averaged. The ranks of a
+    `fabric` share the batches, and each gets all answers.
     """
     training = net.training
     net.eval()
     track, start, count = windows_of(lengths[rows], config.infer.window, config.infer.windows)
     size = 1 if config.faithful else config.infer.batch  # the original read one track at a time
-    answers = None
+    answers: list[np.ndarray] = []
+    read: list[np.ndarray] = []  # windows, in the order of `answers`
     half = config.fabric.precision == "bfloat16"
-    for batch in sequential_batches(count, size):
+    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    for batch in batches_of_rank(sequential_batches(count, size), rank, ranks):
         x, found = gather(rows[track[batch]], start=start[batch], length=count[batch])
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = net(x, lengths_to_padding_mask(found, x.shape[1])).float().cpu().numpy()
-        if answers is None:
-            answers = np.zeros((len(rows), logits.shape[1]), np.float64)
-        np.add.at(answers, track[batch], logits)
+            answers.append(net(x, lengths_to_padding_mask(found, x.shape[1])).float().cpu().numpy())
+        read.append(batch)
     net.train(training)
-    if answers is None:
+    if not len(rows):
         raise ValueError("no rows")
-    return (answers / np.bincount(track)[:, None]).astype(np.float32)
+    mine = np.concatenate(answers) if answers else np.zeros((0, 0), np.float32)
+    logits = gather_rows(mine, np.concatenate([*read, np.zeros(0, np.int64)]), len(track))
+    total = np.zeros((len(rows), logits.shape[1]), np.float64)
+    np.add.at(total, track, logits)
+    return (total / np.bincount(track)[:, None]).astype(np.float32)
 
 
 def windows_of(lengths: np.ndarray, window: int, windows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from kit_core.atomic import atomic_path
 from kit_core.console import render_table
 from kit_core.errors import ConfigError, DataError
 from kit_io.ragged import RaggedPack
+from kit_io.source import NPY_ERRORS
 from yandex_tagging.infer import FittedRun, load_network
 
 Names = Sequence[str] | None
@@ -48,7 +49,7 @@ def read_frames(path: Path) -> np.ndarray:
     """
     try:
         frames = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except NPY_ERRORS as error:
         raise DataError(f"{path}: cannot be read ({error}); expected a .npy file of frames [T, dim]") from error
     if not isinstance(frames, np.ndarray) or frames.ndim != 2 or not frames.size or frames.dtype.kind != "f":
         found = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else "an archive"

@@ -1,7 +1,10 @@
 """From tracks to a run folder, in order: folds → a model for each fold → out-of-fold logits → blend → summary.
 
 Start policy of each model: (1) finished weights in `checkpoints/` are read back; (2) a network that was stopped goes on
-from its last whole epoch in `state/`, with the same bits on a CPU as an unbroken run; (3) else it starts from the seed.
+from what `state/` holds, its last whole epoch or the step at which it was asked to stop, with the same bits on a CPU as
+an unbroken run; (3) else it starts from the seed.
+
+Several processes (`--fabric.devices 2`) each compute their share of every batch; all of them walk through this file.
 """
 
 import dataclasses
@@ -15,12 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from kit_core.atomic import atomic_path
 from kit_core.config import config_to_dict, load_preset
 from kit_core.console import progress, render_table, say
 from kit_core.errors import ConfigError
+from kit_core.interrupt import Interrupted
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_io.ragged import RaggedPack
@@ -35,6 +40,7 @@ from kit_nn.pooling import lengths_to_padding_mask
 from kit_splits.multilabel import multilabel_folds
 from kit_train.batches import bucketed_batches, random_batches
 from kit_train.fabric import launch
+from kit_train.ranks import mean_of_ranks, seed_of_rank, share_buffers, share_of_batch, stop_asked
 from kit_train.schedules import Plateau, cosine, cyclic_cosine, one_cycle, set_learning_rate
 from kit_train.state import load_state, mixed_seed, restore_rng, rng_state, save_state
 from kit_train.stopping import Patience
@@ -84,7 +90,7 @@ def train(
     truth = tracks.tags[scored]
     low, high = bootstrap_macro_average_precision(truth, answers[scored], groups[scored])
     summary = {
-        "metric": "macro AP",
+        "metric": "macro_ap",
         "score": macro_average_precision(truth, answers[scored]),
         "interval": [low, high],
         "folds": config.data.n_folds if config.data.fold == "all" else config.data.fold,
@@ -265,7 +271,7 @@ def fit_network(
     checkpoint, state_path = run.file("checkpoints", f"{name}.safetensors"), run.file("state", f"{name}.pt")
     if checkpoint.exists():
         net = load_network(checkpoint).to(fabric.device)
-        return network_logits(net, gather, pack.lengths, rows[held], config, fabric.device)
+        return network_logits(net, gather, pack.lengths, rows[held], config, fabric.device, fabric)
 
     # 1. Everything that learns, from the seed of this fold and copy.
     seed = mixed_seed(config.seed, copy, *(ord(letter) for letter in name))
@@ -285,10 +291,12 @@ def fit_network(
     labels = torch.from_numpy(tags.astype(np.float32)).to(fabric.device)
     best: dict[str, Any] = {}
     last_states: list[dict[str, Tensor]] = []  # of the epochs that `swa` averages
+    total, frames = torch.zeros((), device=fabric.device), 0  # of the epoch under way: loss of batches, frames read
     lengths = pack.lengths[rows[fitted]]
+    alone = fabric.world_size == 1
 
-    # 2. What a stopped run left.
-    first = 0
+    # 2. What a stopped run left, and how to leave it.
+    first, first_place = 0, 0
     if state_path.exists():
         state = load_state(state_path, fabric.device)
         net.load_state_dict(state["net"])
@@ -298,7 +306,26 @@ def fit_network(
         if average is not None:
             average.load_state_dict(state["average"])
         best, last_states, first = state["best"], state["last_states"], state["epoch"]
+        first_place, total, frames = state["place"], state["total"], state["frames"]
         restore_rng(state["rng"])
+
+    def keep(epoch: int, place: int) -> None:
+        """Save everything, to go on with batch `place` of an epoch."""
+        state = {
+            "net": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "plateau": plateau.state_dict(),
+            "patience": patience.state_dict(),
+            "average": average.state_dict() if average is not None else {},
+            "best": best,
+            "last_states": last_states,
+            "epoch": epoch,
+            "place": place,
+            "total": total,
+            "frames": frames,
+            "rng": rng_state(),
+        }
+        save_state(state_path, state)
 
     # 3. The epochs.
     with Tracker(run, config.tensorboard, prefix=name) as tracker:
@@ -311,19 +338,31 @@ def fit_network(
             else:
                 batches = random_batches(len(fitted), optim.batch, mixed_seed(seed, epoch))
             model.train()
-            total, frames = torch.zeros((), device=fabric.device), 0
             for place, batch in enumerate(batches):
+                if epoch == first and place < first_place:
+                    continue  # learnt before the run was stopped
+                part = share_of_batch(batch, fabric.global_rank, fabric.world_size)
                 share = (epoch + place / len(batches)) / optim.epochs
                 set_learning_rate(optimizer, rate_factor(optim, share, plateau.value))
-                draws = np.random.default_rng(mixed_seed(seed, epoch, place))
+                draws = np.random.default_rng(mixed_seed(seed, epoch, place, *([] if alone else [fabric.global_rank])))
+                seed_of_rank(fabric, mixed_seed(seed, epoch, place))
                 x, counts, targets = draw_batch(
-                    gather, rows[fitted[batch]], lengths[batch], labels[batch], draws, config.augment, noise_scale
+                    gather,
+                    rows[fitted[part.rows]],
+                    lengths[part.rows],
+                    labels[part.rows],
+                    draws,
+                    config.augment,
+                    noise_scale,
                 )
                 accumulating = (place + 1) % config.fabric.accumulate != 0 and place + 1 < len(batches)
-                logits = model(x, lengths_to_padding_mask(counts, x.shape[1]))
-                targets = targets * (1 - config.loss.smoothing) + config.loss.smoothing / 2
-                loss = loss_of(logits, targets)
-                fabric.backward(loss / config.fabric.accumulate)
+                with fabric.no_backward_sync(model, enabled=accumulating):
+                    logits = model(x, lengths_to_padding_mask(counts, x.shape[1]))
+                    targets = targets * (1 - config.loss.smoothing) + config.loss.smoothing / 2
+                    loss = loss_of(logits, targets) * (
+                        part.weight_of_sum if config.loss.sum_over_tracks else part.weight
+                    )
+                    fabric.backward(loss / config.fabric.accumulate)
                 if not accumulating:
                     if optim.clip:
                         fabric.clip_gradients(model, optimizer, max_norm=optim.clip)
@@ -333,15 +372,19 @@ def fit_network(
                         average.update(net)
                 total += loss.detach() / (len(batch) if config.loss.sum_over_tracks else 1)
                 frames += int(counts.sum())
+                if not accumulating and place + 1 < len(batches) and stop_asked(fabric, place):
+                    keep(epoch, place + 1)
+                    raise Interrupted(f"{run.path}: stopped in epoch {epoch + 1} of {name}; continue with --resume")
+            share_buffers(fabric, net, *([] if average is None else [average.module]))
             done = epoch + 1
             if done > optim.epochs - optim.swa:
                 last_states.append({key: value.clone() for key, value in net.state_dict().items()})
 
             # 4. The score on the held-out fold, and what follows from it.
-            values: dict[str, float] = {"loss": float(total) / len(batches)}
+            values: dict[str, float] = {"loss": mean_of_ranks(fabric, float(total)) / len(batches)}
             if done % optim.evaluate_every == 0 or done == optim.epochs:
                 judged = net if average is None else average.module
-                values["score"] = _validate(judged, gather, tracks, held, config, fabric.device, seed)
+                values["score"] = _validate(judged, gather, tracks, held, config, fabric, seed)
                 if patience.update(values["score"]):
                     kept = {"net": judged.state_dict(), "optimizer": optimizer.state_dict(), "epoch": done}
                     best = _cloned(kept) if optim.keep == "best" or optim.schedule == "plateau" else {}
@@ -353,18 +396,8 @@ def fit_network(
             seconds = time.monotonic() - since
             rate = optimizer.param_groups[0]["lr"]
             tracker.log(done, **values, learning_rate=rate, frames_per_second=frames / seconds, seconds=seconds)
-            state = {
-                "net": net.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "plateau": plateau.state_dict(),
-                "patience": patience.state_dict(),
-                "average": average.state_dict() if average is not None else {},
-                "best": best,
-                "last_states": last_states,
-                "epoch": done,
-                "rng": rng_state(),
-            }
-            save_state(state_path, state)
+            total, frames = torch.zeros_like(total), 0
+            keep(done, 0)
 
     # 5. The weights to keep.
     weights = net.state_dict() if average is None else average.module.state_dict()
@@ -376,7 +409,7 @@ def fit_network(
     save_weights(checkpoint, weights, header)
     state_path.unlink()
     net = load_network(checkpoint).to(fabric.device)
-    return network_logits(net, gather, pack.lengths, rows[held], config, fabric.device)
+    return network_logits(net, gather, pack.lengths, rows[held], config, fabric.device, fabric)
 
 
 def count_parameters(run: RunFolder, fold: int) -> int:
@@ -505,13 +538,13 @@ def _validate(
     tracks: Tracks,
     held: np.ndarray,
     config: Config,
-    device: torch.device,
+    fabric: Fabric,
     seed: int,
 ) -> float:
     """Return macro AP over the whole held-out fold; `faithful`: the mean of its batches', as the original had it."""
     assert tracks.tags is not None
     if not config.faithful:
-        logits = network_logits(net, gather, tracks.pack.lengths, tracks.rows[held], config, device)
+        logits = network_logits(net, gather, tracks.pack.lengths, tracks.rows[held], config, fabric.device, fabric)
         return macro_average_precision(tracks.tags[held], logits)
     scores = []
     net.eval()

@@ -1,0 +1,139 @@
+"""The verbs of `NAME job`: what became of a submitted run, and how its results come home."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional, UseAppendAction
+
+from kit_cluster.results import collect as collect_runs
+from kit_cluster.results import retain as retain_runs
+from kit_cluster.results import verify_archive
+from kit_cluster.submit import NOTES, notes_folder, read_json, run_slurm
+from kit_core.console import render_table, say
+from kit_core.errors import ConfigError
+from kit_core.run import DONE
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job of a run: its number, run folder, state in one word, restarts, and what there is to say."""
+
+    id: str
+    run: Path
+    state: str
+    restarts: int
+    message: str
+
+
+def read_notes(run: Path) -> list[dict[str, Any]]:
+    """Return what was submitted for a run: a list of `id`, `run` and `fold`.
+
+    Raises:
+        ConfigError: nothing was.
+    """
+    path = notes_folder(run) / NOTES
+    if not path.exists():
+        raise ConfigError(f"{run}: no job was submitted for it (found no {path}); name the --run of `train --submit`")
+    jobs: list[dict[str, Any]] = read_json(path)["jobs"]
+    return jobs
+
+
+def queue() -> dict[str, str]:
+    """Return the state of every job of this user that SLURM still knows: by number, or NUMBER_INDEX of an array."""
+    states = {}
+    for line in run_slurm("squeue", "--noheader", "--array", "--all", "--format=%i %T").splitlines():
+        number, _, state = line.strip().partition(" ")
+        states[number] = state.lower()
+    return states
+
+
+def alive(notes: list[dict[str, Any]]) -> list[str]:
+    """Return the numbers of the jobs that are queued or running."""
+    over = ("completed", "failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted")
+    states = queue()
+    return [note["id"] for note in notes if note["id"] in states and states[note["id"]] not in over]
+
+
+def states_of(run: Path) -> list[JobState]:
+    """Return the state of each job of a run, from SLURM while it knows, else from what the job noted itself."""
+    notes, folder = read_notes(run), notes_folder(run)
+    living, known = alive(notes), queue()
+    found = []
+    for note in notes:
+        path = folder / f"{note['id']}.json"
+        told: dict[str, Any] = read_json(path) if path.exists() else {"state": "", "message": "", "restarts": 0}
+        place = Path(note["run"])
+        state = told["state"]
+        if note["id"] in living:
+            state = known[note["id"]]
+        elif (place / DONE).exists():
+            state = "finished"
+        elif state in ("", "running", "requeued"):
+            log = folder / f"{note['id']}_0_log.err"
+            state = "dead"
+            told["message"] = f"SLURM knows it no more and it is not finished; see {log}, go on with --resume"
+        found.append(JobState(note["id"], place, state, int(told["restarts"]), told["message"]))
+    return found
+
+
+def status(run: Path) -> None:
+    """Show what became of a submitted run: each job, how often it was queued again, and its last words."""
+    jobs = states_of(run)
+    rows = [(job.id, os.path.relpath(job.run), job.state, job.restarts, job.message) for job in jobs]
+    print(render_table(["job", "run", "state", "restarts", ""], rows))
+
+
+def cancel(run: Path) -> None:
+    """Cancel the jobs of a run; they save their state first, and `--resume` goes on with it."""
+    living = alive(read_notes(run))
+    if not living:
+        say(f"{run}: no job of it is queued or running")
+        return
+    run_slurm("scancel", *living)
+    say(f"cancelled: {', '.join(living)}")
+
+
+def collect(run: UseAppendAction[tuple[Path, ...]], out: Path, submission: Path | None = None) -> None:
+    """Put runs, and a submission, into one .tar archive with the SHA-256 of each file, and compare them again."""
+    facts = collect_runs(run, out, submission)
+    verify_archive(out)
+    rows = [
+        (one["run"], one["preset"], "yes" if one["done"] else "no", one["metric"] or "", _shown(one["score"]))
+        for one in facts["runs"]
+    ]
+    print(render_table(["run", "preset", "finished", "metric", "score"], rows))
+    print(f"{out}: {len(facts['files'])} files, {out.stat().st_size:,} bytes, every hash compared")
+
+
+def verify(archive: Positional[Path]) -> None:
+    """Compare every file of a collected archive with its hash."""
+    facts = verify_archive(archive)
+    print(f"{archive}: {len(facts['files'])} files as they were: {json.dumps([one['run'] for one in facts['runs']])}")
+
+
+def retain(runs: Path, best: int = 3, apply: bool = False) -> None:
+    """Free the weights of all finished runs in a folder but the best ones and the last; without --apply only tell.
+
+    Configuration, metrics, scores and out-of-fold answers stay.
+    """
+    decided = retain_runs(runs, best, apply=apply)
+    print(render_table(["run", "weights", "bytes"], [(run.name, why, f"{size}") for run, why, size in decided]))
+    freed = sum(size for _, why, size in decided if why == "freed")
+    print(f"{freed:,} bytes {'freed' if apply else 'would be freed; add --apply'}")
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "status": status,
+    "cancel": cancel,
+    "collect": collect,
+    "verify": verify,
+    "retain": retain,
+}
+
+
+def _shown(score: float | None) -> str:
+    return "" if score is None else f"{score:.4f}"

@@ -1,0 +1,201 @@
+"""Several processes (ranks) that train one model: which rows each takes, and how their answers come together.
+
+Every rank knows the whole order of batches, which comes from the seed, and takes its share of each. So a batch means
+the same rows whatever the number of ranks, and a run may go on with another number.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
+
+from kit_core import interrupt
+from kit_core.errors import ConfigError
+from kit_train.parallel import PeerError
+
+Rows = NDArray[np.int64]
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo also beside nccl: small talk needs no GPU
+STOP_EVERY = 8  # steps between two questions of many ranks whether one of them was asked to stop
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run, as torchrun and SLURM tell it.
+
+    Attributes:
+        rank: of this process, 0..size-1; rank 0 writes.
+        size: processes in all.
+        local_size: of them, on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return self.size // self.local_size
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a batch that one rank computes.
+
+    Attributes:
+        rows: never empty: a rank without a row of its own computes the first one, and its weight is 0.
+        weight: factor of a loss that is the mean over `rows`, so that the mean over ranks of all gradients is that of
+            the mean over the batch.
+        weight_of_sum: the same for a loss that is the sum over `rows`.
+    """
+
+    rows: Rows
+    weight: float
+    weight_of_sum: float
+
+
+def environment_ranks() -> Ranks:
+    """Return what the environment says (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE), or one process.
+
+    Raises:
+        ConfigError: these variables contradict each other.
+    """
+    if "RANK" not in os.environ:
+        return Ranks()
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"environment: found RANK but no whole number for {error}; start with torchrun") from error
+    if not (0 <= rank < size and local_size > 0 and size % local_size == 0):
+        raise ConfigError(f"environment: found rank {rank} of {size} with {local_size} a machine; start with torchrun")
+    return Ranks(rank, size, local_size)
+
+
+def join_group(accelerator: str = "auto") -> Ranks:
+    """Meet the other ranks, once in a process; with one rank there is nobody to meet."""
+    ranks = environment_ranks()
+    if ranks.size > 1 and not dist.is_initialized():
+        use_gpu = torch.cuda.is_available() and accelerator != "cpu"
+        if use_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", ranks.rank % ranks.local_size)))
+        dist.init_process_group(BACKENDS["cuda" if use_gpu else "cpu"], rank=ranks.rank, world_size=ranks.size)
+    return ranks
+
+
+def share_of_batch(rows: Rows, rank: int, size: int) -> Share:
+    """Return every `size`-th row from the `rank`-th on: of a batch sorted by length, each rank gets like lengths.
+
+    Raises:
+        ValueError: an empty batch, or a rank outside 0..size-1.
+    """
+    if not len(rows) or not 0 <= rank < size:
+        raise ValueError(f"found {len(rows)} rows and rank {rank} of {size}, expected rows and 0 <= rank < size")
+    mine = rows[rank::size]
+    if not len(mine):
+        return Share(rows[:1], 0.0, 0.0)
+    return Share(mine, len(mine) * size / len(rows), float(size))
+
+
+def batches_of_rank(batches: Sequence[Rows], rank: int, size: int) -> list[Rows]:
+    """Return whole batches for evaluation: each batch to one rank, so that it is padded alike whatever their number."""
+    return list(batches[rank::size])
+
+
+def gather_rows(values: NDArray[Any], rows: Rows, n: int) -> NDArray[Any]:
+    """Return the values of all ranks in the order of rows, [n, ...], on every rank.
+
+    Args:
+        values: [m, ...] of this rank; m differs from rank to rank and may be 0.
+        rows: int64[m], the places of `values`.
+        n: rows in all.
+
+    Raises:
+        RuntimeError: a row came twice or not at all: the ranks did not divide the work well.
+    """
+    parts: list[Any] = [(values, rows)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (values, rows))
+    counts = np.bincount(np.concatenate([places for _, places in parts]), minlength=n)
+    if len(counts) != n or (counts != 1).any():
+        wrong = int((counts != 1).sum())
+        raise RuntimeError(f"gathered rows: {wrong} of {n} were not scored exactly once")
+    filled = [part for part, places in parts if len(places)]
+    if not filled:
+        return values
+    gathered = np.empty((n, *filled[0].shape[1:]), filled[0].dtype)
+    for part, places in parts:
+        if len(places):
+            gathered[places] = part
+    return gathered
+
+
+def mean_of_ranks(fabric: Fabric, value: float) -> float:
+    """Return the mean of a number over the ranks, the same on each."""
+    if fabric.world_size == 1:
+        return value
+    parts: list[Any] = [None] * fabric.world_size
+    dist.all_gather_object(parts, value)
+    return float(np.mean(parts))
+
+
+@torch.no_grad()
+def share_buffers(fabric: Fabric, *modules: nn.Module) -> None:
+    """Give every rank the buffers of rank 0: statistics of batch normalisation come from a rank's own rows."""
+    if fabric.world_size > 1:
+        for module in modules:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def seed_of_rank(fabric: Fabric, seed: int) -> None:
+    """Seed torch's generators before a step of several ranks, so that dropout differs from rank to rank.
+
+    With one rank nothing happens: its generators run on, and a resume restores them.
+    """
+    if fabric.world_size > 1:
+        parts = np.random.SeedSequence([seed, fabric.global_rank]).generate_state(1)
+        torch.manual_seed(int(parts[0]))
+
+
+def stop_asked(fabric: Fabric, step: int) -> bool:
+    """Whether this rank or another was asked to stop (`kit_core.interrupt`): the same answer on every rank.
+
+    Several ranks ask each other every 8th step, since that costs a message.
+    """
+    if fabric.world_size == 1:
+        return interrupt.asked()
+    if step % STOP_EVERY:
+        return False
+    wishes: list[Any] = [None] * fabric.world_size
+    dist.all_gather_object(wishes, interrupt.asked())
+    return any(wishes)
+
+
+@contextmanager
+def agreement(what: str) -> Iterator[None]:
+    """Do something on every rank and go on only when all of them could.
+
+    Raises:
+        PeerError: another rank failed; it says why itself.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    failed: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failed, error is not None)
+    if error is not None:
+        raise error
+    if any(failed):
+        raise PeerError(f"{what}: rank {failed.index(True)} failed")

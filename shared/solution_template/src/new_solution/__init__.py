@@ -1,0 +1,1 @@
+"""The task and the competition, in one line."""
