@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -237,22 +238,50 @@ def test_signals_are_heard_while_the_main_thread_is_busy(
             signal.signal(one, handler)
 
 
-def test_a_requeue_needs_progress_and_a_willing_cluster(
-    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    (tmp_path / "run.slurm").mkdir()
+def test_a_requeue_needs_progress_and_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, wish = tmp_path / "run", tmp_path / "run.slurm" / "7.requeue"
+    wish.parent.mkdir()
     run.mkdir()
     (run / "metrics.jsonl").write_text("{}\n")
-    stand_in(slurm, "scontrol", f'echo "$@" >> {tmp_path}/called')
     assert job.requeue(run, "7", limit=2) is None
-    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    assert wish.exists()
+    wish.unlink()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert "nothing was saved since the last start" in (job.requeue(run, "7", limit=2) or "")
     (run / "metrics.jsonl").write_text("{}\n{}\n")
     assert job.requeue(run, "7", limit=2) is None
+    wish.unlink()
     (run / "metrics.jsonl").write_text("{}\n{}\n{}\n")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     assert "slurm.requeues is 2" in (job.requeue(run, "7", limit=2) or "")
+    assert not wish.exists()
+
+
+def test_the_script_queues_again_and_keeps_what_slurm_says_against_it(
+    presets: Path, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = tmp_path / "run", tmp_path / "run.slurm"
+    assert command(presets, "--data", "d", "--run", str(run), "--submit", "slurm") == 0
+    script = "\n".join(submit.queue_again(folder))
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    stand_in(slurm, "scontrol", f'echo "$@" >> {tmp_path}/called')
+    subprocess.run(["bash", "-c", script], check=True)
+    assert not (tmp_path / "called").exists()  # nobody wished it
+    job.Note(run, "41").write("requeued")
+    (folder / "41.requeue").touch()
+    subprocess.run(["bash", "-c", script], check=True)
+    assert (tmp_path / "called").read_text() == "requeue 41\n"
+    assert [(one.state, one.message[:18]) for one in jobs.states_of(run)] == [("dead", "SLURM knows it no ")]
+
     stand_in(slurm, "scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
-    assert "scontrol: Requested operation is presently disabled" in (job.requeue(run, "7", limit=9) or "")
+    (folder / "41.requeue").touch()
+    subprocess.run(["bash", "-c", script], check=False)
+    [state] = jobs.states_of(run)
+    assert state.state == "stopped"
+    assert state.message.startswith("not queued again: Requested operation is presently disabled; nothing is lost")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "50")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    stand_in(slurm, "scontrol", f'echo "$@" >> {tmp_path}/called')
+    (folder / "50_3.requeue").touch()
+    subprocess.run(["bash", "-c", script], check=True)
+    assert (tmp_path / "called").read_text().endswith("requeue 50_3\n")

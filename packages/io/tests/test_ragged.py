@@ -206,6 +206,15 @@ def test_a_full_disk_says_so_and_keeps_what_is_whole(tmp_path: Path, monkeypatch
         assert again.appended == 1
 
 
+def test_what_a_writer_killed_in_its_first_moment_leaves_is_no_hindrance(tmp_path: Path) -> None:
+    path = tmp_path / "pack"
+    path.mkdir()
+    (path / ".writer.json.0123abcd.tmp").write_text("{")
+    with RaggedWriter(path, dim=4) as writer:
+        writer.append(np.ones((2, 4), np.float32))
+    assert not list(path.glob(".*"))
+
+
 def test_what_a_writer_killed_at_its_last_step_leaves_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "pack"
     with RaggedWriter(path, dim=4) as writer:

@@ -91,6 +91,9 @@ def test_a_picture_alone_and_among_others_gets_the_same_answer(run: Path, sample
 def test_damaged_and_unfinished_runs_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "models" / "logistic.safetensors").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"logistic\.safetensors: found sha256"):
+        FittedRun.open(tmp_path / "run")
+    (tmp_path / "run" / "digests.json").unlink()  # as in a run from before there were digests
     with pytest.raises(DataError, match="damaged run"):
         FittedRun.open(tmp_path / "run")
     (tmp_path / "run" / "DONE").unlink()

@@ -418,6 +418,9 @@ def test_damaged_runs_are_told(fitted_run: Path, tracks: Tracks, tmp_path: Path)
     weights = copy / "checkpoints" / "fold1-copy0.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"fold1-copy0\.safetensors: found sha256"):
+        inference.FittedRun.open(copy)
+    (copy / "digests.json").unlink()  # the file has a digest of its own
     with pytest.raises(DataError, match="do not match their sha256"):
         inference.infer([inference.FittedRun.open(copy)], tracks)
     shutil.rmtree(copy / "checkpoints")

@@ -1,18 +1,17 @@
 """What runs inside a job: the training, with an ear for SLURM's signals.
 
-SIGUSR2 (the time limit is near, or a pre-emption that warns) asks the loop to save and stop; then the job is queued
-again, and goes on with the same bits. SIGTERM (scancel, or a pre-emption) asks for the same, and the job ends; SLURM
-itself queues pre-empted jobs again. A thread listens, since Python's own handlers wait while a library computes.
+SIGUSR2 (the time limit is near, or a pre-emption that warns) asks the loop to save and stop; then the job's script
+queues it again, and it goes on with the same bits. SIGTERM (scancel, or a pre-emption) asks for the same, and the job
+ends; SLURM itself queues pre-empted jobs again. A thread listens, since Python's own handlers wait while a library
+computes.
 """
 
 import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kit_cluster.results import copy_results, retain
-from kit_cluster.submit import SlurmConfig, notes_folder, read_json
+from kit_cluster.submit import WISH, SlurmConfig, notes_folder, read_json
 from kit_core import interrupt
 from kit_core.atomic import write_json
 from kit_core.console import say
@@ -29,7 +28,6 @@ from kit_core.interrupt import Interrupted
 
 GRACE_SHARE = 0.5  # of the time between the signal and the end, for the loop to save by itself
 TERM_GRACE_SECONDS = 15.0  # SLURM kills 30 s after SIGTERM
-WAIT_SECONDS = 300.0  # that ranks above 0 wait for the requeue that ends them
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ class TrainJob:
                 note.write("finished")
         except Interrupted as error:
             if note is None:
-                time.sleep(WAIT_SECONDS)  # ended before, by rank 0's requeue
-                return
+                return  # rank 0 does the rest
             say(f"{program}: {error}")
             self._stopped(ear.heard or "requeue", environment.job_id)
         except KitError as error:
@@ -115,7 +112,7 @@ class TrainJob:
             sys.exit(128 + signal.SIGTERM)
         problem = requeue(run, job_id, self.slurm.requeues)
         if problem is None:
-            sys.exit(Interrupted.exit_code)  # SLURM ends the job's other processes
+            sys.exit(Interrupted.exit_code)
         command = " ".join(["NAME", *self.argv[1:]])
         text = f"{problem}; nothing is lost: the state is saved. Go on with: {command} --resume --submit slurm"
         note.write("stopped", text)
@@ -198,7 +195,10 @@ def restarts() -> int:
 
 
 def requeue(run: Path, job_id: str, limit: int) -> str | None:
-    """Queue this job again; returns None, or why that was not done."""
+    """Leave the wish that the job's script queues it again; returns None, or why not.
+
+    The script does it and not this process, which may be in a container or without network, where is no scontrol.
+    """
     note = Note(run, job_id)
     marks = note.path.with_suffix(".progress.json")
     before, now = (read_json(marks) if marks.exists() else None), progress_mark(run)
@@ -211,12 +211,7 @@ def requeue(run: Path, job_id: str, limit: int) -> str | None:
         return f"not queued again: it was {restarts()} times, and slurm.requeues is {limit}"
     write_json(marks, now)
     note.write("requeued", "stopped by SLURM; goes on when the queue comes to it")
-    try:
-        done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"not queued again: scontrol: {error}"
-    if done.returncode:
-        return f"not queued again: scontrol: {done.stderr.strip() or f'exit code {done.returncode}'}"
+    note.path.with_suffix(WISH).touch()
     return None
 
 

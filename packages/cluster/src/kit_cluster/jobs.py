@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction
 from kit_cluster.results import collect as collect_runs
 from kit_cluster.results import retain as retain_runs
 from kit_cluster.results import verify_archive
-from kit_cluster.submit import NOTES, notes_folder, read_json, run_slurm
+from kit_cluster.submit import NOTES, REFUSED, notes_folder, read_json, run_slurm
 from kit_core.console import render_table, say
 from kit_core.errors import ConfigError
 from kit_core.run import DONE
@@ -67,11 +67,14 @@ def states_of(run: Path) -> list[JobState]:
         path = folder / f"{note['id']}.json"
         told: dict[str, Any] = read_json(path) if path.exists() else {"state": "", "message": "", "restarts": 0}
         place = Path(note["run"])
-        state = told["state"]
+        state, refused = told["state"], folder / f"{note['id']}{REFUSED}"
         if note["id"] in living:
             state = known[note["id"]]
         elif (place / DONE).exists():
             state = "finished"
+        elif state == "requeued" and refused.exists() and (words := refused.read_text().strip()):
+            state = "stopped"
+            told["message"] = f"not queued again: {words}; nothing is lost: go on with --resume --submit slurm"
         elif state in ("", "running", "requeued"):
             log = folder / f"{note['id']}_0_log.err"
             state = "dead"

@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ from kit_core.console import say
 from kit_core.errors import ConfigError
 
 NOTES = "job.json"  # of the folder RUN.slurm: which jobs were submitted for a run
+WISH, REFUSED = (
+    ".requeue",
+    ".refused",
+)  # JOB.requeue: the run saved and may be queued again; JOB.refused: SLURM would not
 OFFLINE = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1"
 
 
@@ -235,6 +240,7 @@ def executor_of(folder: Path, slurm: SlurmConfig, config: Any) -> Any:
         "constraint": slurm.constraint,
         "signal_delay_s": slurm.signal_seconds,
         "setup": [OFFLINE, *slurm.setup],
+        "teardown": queue_again(folder),
         # A rank that fails ends all of them; and srun does not take the number of cores over from sbatch.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={slurm.cpus}"],
         "additional_parameters": {"requeue": True},
@@ -242,6 +248,18 @@ def executor_of(folder: Path, slurm: SlurmConfig, config: Any) -> Any:
     executor = Executor(folder, python=slurm.python)
     executor.update_parameters(**{name: wish for name, wish in wishes.items() if wish is not None})
     return executor
+
+
+def queue_again(folder: Path) -> list[str]:
+    """Return the end of the script: queue the job again where the run left the wish, and keep SLURM's refusal."""
+    return [
+        f"cd {shlex.quote(str(folder))}",
+        'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        f'if [ -e "$job{WISH}" ]; then',
+        f'    rm "$job{WISH}"',
+        f'    scontrol requeue "$job" 2> "$job{REFUSED}"',
+        "fi",
+    ]
 
 
 def processes_of(slurm: SlurmConfig, config: Any) -> int:

@@ -79,8 +79,8 @@ def prepare(data: Path, out: Path) -> str:
     parts = {split: _parse(source, split) for split in splits or ["train"]}
     with atomic_dir(out) as folder:
         for split, rows in parts.items():
-            texts = {"ids": np.array(rows.ids), "groups": np.array(rows.groups)}
-            np.savez(folder / f"{split}.npz", features=rows.features, labels=rows.labels, **texts)
+            ids, groups = np.array(rows.ids), np.array(rows.groups)
+            np.savez(folder / f"{split}.npz", features=rows.features, labels=rows.labels, ids=ids, groups=groups)
         facts = {split: {"rows": len(rows.ids), "fingerprint": rows.fingerprint} for split, rows in parts.items()}
         write_json(folder / "manifest.json", facts)
     return f"{out}: " + ", ".join(f"{len(rows.ids)} rows of {split}" for split, rows in parts.items())

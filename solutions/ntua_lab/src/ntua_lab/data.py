@@ -466,6 +466,7 @@ def prepare(data: Path, out: Path, *, workers: int = 1) -> str:
     plan = _Plan.of(data)
     manifest = _read_manifest(out)
     if manifest is not None and manifest["fingerprint"] == plan.source.fingerprint():
+        (out / "begun.json").unlink(missing_ok=True)  # of a call that was killed right before
         return f"{out}: complete already, {manifest['clips']} clips"
     begun = {"fingerprint": plan.source.fingerprint()}
     going_on = _begin(out, begun)

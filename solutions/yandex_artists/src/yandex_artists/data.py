@@ -465,7 +465,7 @@ def prepare(data: Path, out: Path, *, dtype: Dtype = "float16", max_frames: int 
             raise
         manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity, "splits": splits}
         write_json(out / "manifest.json", manifest)
-        (out / "begun.json").unlink()
+    (out / "begun.json").unlink(missing_ok=True)  # also where an earlier call was killed right before
     return Prepared(out, manifest["splits"], time.monotonic() - started)
 
 

@@ -610,6 +610,7 @@ def _prepare_checked(layout: _Layout, out: Path, state: dict[str, str], dtype: D
                 f"{out}: holds other data, or the same with another dtype; remove it or name another place"
             )
         RaggedPack.open(out / "embeddings")
+        (out / "state.json").unlink(missing_ok=True)  # of a call that was killed right before
         return sum(entry["tracks"] for entry in manifest["splits"].values())
     tables = layout.read()
     layout.require_embeddings()
