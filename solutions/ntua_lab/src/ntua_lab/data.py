@@ -375,7 +375,12 @@ def _read_known(source: Source, mapping: Mapping[str, str | None]) -> dict[str, 
     if not source.has("clips.csv"):
         return {}
     with source.open_text("clips.csv") as text:
-        header = next(csv.reader(text), [])
+        try:
+            header = next(csv.reader(text), [])
+        except csv.Error as error:
+            raise DataError(
+                f"{source.name}: clips.csv: found {error}, expected a line of column names; repair it"
+            ) from error
     if "id" not in header:
         raise DataError(f"{source.name}: clips.csv: found the columns {header}, expected `id` among them; repair it")
     table = read_csv(source, "clips.csv", header)
