@@ -131,7 +131,7 @@ def _read_labels(path: Path, files: set[str]) -> dict[str, Song]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected a CSV with the column file") from error
     strange = [column for column in header if column not in KNOWN_COLUMNS]
     if "file" not in header or strange or len(set(header)) != len(header):
