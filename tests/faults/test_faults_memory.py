@@ -75,7 +75,8 @@ def write_embeddings(folder: Path, items: int) -> None:
 
 def peak_of(case: Any, data: Path, out: Path) -> int:
     """The peak of `prepare`, in bytes."""
-    command = [sys.executable, "-c", MEASURE, case.module, *case.argv("prepare", data, out)]
+    flags = () if case.module == "yandex_artists" else ("--workers", "1")  # pictures at their usual size
+    command = [sys.executable, "-c", MEASURE, case.module, "prepare", "--data", str(data), "--out", str(out), *flags]
     done = subprocess.run(command, env={**os.environ, **ALLOCATION}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1]) * 1024
@@ -94,7 +95,7 @@ def test_ten_times_the_data_take_the_same_memory(
         if case.module == "ai4code":
             write_notebooks(folder, items)
         elif case.module == "ntua_lab":
-            spectra_layout(folder, train=items // 20, test=2, copies=20)
+            spectra_layout(folder, train=items // 7, test=2, copies=20)
         elif case.module == "russian_art":
             argv = ("sample", "--out", str(folder), "--images", str(items))
             assert launch(module=case.module, argv=argv).code == 0

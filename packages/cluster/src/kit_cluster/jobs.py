@@ -68,10 +68,10 @@ def states_of(run: Path) -> list[JobState]:
         told: dict[str, Any] = read_json(path) if path.exists() else {"state": "", "message": "", "restarts": 0}
         place = Path(note["run"])
         state, refused = told["state"], folder / f"{note['id']}{REFUSED}"
-        if note["id"] in living:
+        if state == "finished" or (note["id"] not in living and (place / DONE).exists()):
+            state = "finished"  # SLURM may still be putting the job away
+        elif note["id"] in living:
             state = known[note["id"]]
-        elif (place / DONE).exists():
-            state = "finished"
         elif state == "requeued" and refused.exists() and (words := refused.read_text().strip()):
             state = "stopped"
             told["message"] = f"not queued again: {words}; nothing is lost: go on with --resume --submit slurm"

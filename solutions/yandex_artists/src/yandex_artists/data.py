@@ -38,7 +38,7 @@ import numpy.typing as npt
 from kit_core.atomic import atomic_path, write_json
 from kit_core.console import progress, say
 from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
-from kit_io.ragged import Dtype, RaggedPack, RaggedWriter, is_finished
+from kit_io.ragged import VALUES, Dtype, RaggedPack, RaggedWriter, is_finished
 from kit_io.source import JSON_ERRORS, NPY_ERRORS, Source, refuse, shown, unsafe_name
 from kit_io.tables import read_csv, write_csv
 from kit_io.tar import is_tar, read_tar
@@ -629,8 +629,10 @@ def _fingerprint(rows: Sequence[tuple[str, ...]], entry_of: Int64, pack: RaggedP
     """The same for the same content, in whatever order an archive had it."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {pack.dtype} {pack.dim}\n".encode())
     checksum = np.zeros(pack.n, dtype=np.int64)
-    for item in range(pack.n):  # in the order of the file, so that it is read once from front to back
-        checksum[item] = zlib.crc32(pack.values[pack.offsets[item] : pack.offsets[item + 1]].tobytes())
+    assert pack.path is not None, "it was opened from a folder"
+    with (pack.path / VALUES).open("rb") as values:  # not through the map, whose pages would stay in memory
+        for item, frames in enumerate(pack.lengths.tolist()):
+            checksum[item] = zlib.crc32(values.read(frames * pack.dim * pack.values.itemsize))
     for row, item in zip(rows, entry_of.tolist(), strict=True):
         digest.update(f"{row[0]} {row[1]} {row[2]} {checksum[item]} {pack.lengths[item]}\n".encode())
     return digest.hexdigest()
