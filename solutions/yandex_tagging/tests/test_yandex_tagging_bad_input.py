@@ -323,6 +323,7 @@ GOOD = 'track,prediction\n7,"0.1,0.2"\n5,"0.3,0.4"\n9,"0.5,0.6"\n'
         ('"0.3,0.4"', '"0.3,-0.5"', "line 3: found the probability -0.5"),
         ('"0.3,0.4"', '"0.3,inf"', "line 3: found the probability inf"),
         ('"0.3,0.4"', '"0.3,rock"', "line 3: found the probability rock"),
+        ('7,"0.1,0.2"', "7", "line 2: found no prediction in double quotes"),
         ("5,", "6,", "track 6: found a row, but it is not to be answered"),
         ('5,"0.3,0.4"\n', "", "track 5: found no row"),
         ("5,", "7,", "track 7: found 2 rows"),

@@ -37,6 +37,7 @@ READ_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, 
 NPY_ERRORS = (
     ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError, TypeError, MemoryError, RecursionError,
     OverflowError, KeyError, AttributeError, zipfile.BadZipFile,
+    UserWarning,  # of a header in Python 2's way, where warnings are errors
 )  # fmt: skip
 JSON_ERRORS = (ValueError, RecursionError)  # no JSON or no UTF-8; brackets within thousands of brackets
 

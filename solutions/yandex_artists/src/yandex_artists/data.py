@@ -713,7 +713,7 @@ def _load_split(path: Path, split: Split, entry: dict[str, Any]) -> Tracks:
             artists, artist_ids = artists.astype(np.int64), distinct.tolist()
             if columns["fold"][0]:
                 folds = np.array([int(text) for text in columns["fold"]], dtype=np.int64)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise _damaged(file, str(error)) from None
     if len(ids) != entry.get("tracks") or pack.n != len(ids) or not np.array_equal(np.sort(rows), np.arange(len(ids))):
         raise _damaged(file, f"{len(ids)} tracks, where manifest.json has {entry.get('tracks')} and the pack {pack.n}")

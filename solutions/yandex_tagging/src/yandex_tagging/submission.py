@@ -92,6 +92,8 @@ def read_submission(path: Path) -> tuple[list[int], Float32]:
     if start == len(raw):
         raise DataError(f"{path}: found no rows\n  expected: {_EXPECTED_SUBMISSION}\n  do: write a row for each track")
     width = raw.count(b",", start, raw.index(b"\n", start))
+    if width < 1:
+        _refuse_rows(path, raw[start:], 1)
     pieces = []
     at = start
     while at < len(raw):
