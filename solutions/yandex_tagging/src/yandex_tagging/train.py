@@ -337,6 +337,8 @@ def fit_network(
                 batches = bucketed_batches(lengths, optim.batch, mixed_seed(seed, epoch))
             else:
                 batches = random_batches(len(fitted), optim.batch, mixed_seed(seed, epoch))
+            if config.network.pooled_norm == "batch":  # one track has no variance
+                batches = [batch for batch in batches if len(batch) >= 2 * fabric.world_size]
             model.train()
             for place, batch in enumerate(batches):
                 if epoch == first and place < first_place:
