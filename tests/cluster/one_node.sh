@@ -4,6 +4,7 @@
 #     bash tests/cluster/one_node.sh start FOLDER      writes FOLDER/slurm.conf; use it with SLURM_CONF=FOLDER/slurm.conf
 #     bash tests/cluster/one_node.sh stop FOLDER
 #
+# The node claims four cores whatever the machine has, so that jobs of several processes start.
 # Needs root and Debian's packages slurm-wlm and munge (`install` in place of `start` fetches them with apt-get). Everything lies in
 # FOLDER, also keys, logs and process numbers, and nothing is left running after `stop`. Not for work: one user, no accounting.
 set -euo pipefail
@@ -20,6 +21,14 @@ folder=$(cd "$folder" && pwd)
 
 stop() {
     local name pid
+    if [ -s "$folder/slurmctld.pid" ]; then
+        export SLURM_CONF="$folder/slurm.conf"
+        scancel --user="$(id -un)" 2>/dev/null || true
+        for _ in $(seq 400); do # until the last job is put away: its keepers would outlive the cluster
+            [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+            sleep 0.1
+        done
+    fi
     for name in slurmd slurmctld munged; do
         [ -s "$folder/$name.pid" ] || continue
         pid=$(cat "$folder/$name.pid")
@@ -67,13 +76,14 @@ KillWait=20
 ReturnToService=2
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
+SlurmdParameters=config_overrides
 SlurmdSpoolDir=$folder/spool
 StateSaveLocation=$folder/state
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 CONF
     export SLURM_CONF="$folder/slurm.conf"

@@ -178,7 +178,7 @@ def test_jobs_are_noted_and_looked_up(
     notes = json.loads((tmp_path / "run.slurm" / "job.json").read_text())["jobs"]
     assert [(note["id"], note["fold"]) for note in notes] == [("41_0", 0), ("41_1", 1), ("41_2", 2)]
 
-    stand_in(slurm, "squeue", "echo 41_1 RUNNING")
+    stand_in(slurm, "squeue", "echo '41_1|RUNNING|None'; echo '9|PENDING|Resources'")
     job.Note(run / "fold2", "41_2").write("failed", "no such data")
     assert [one.state for one in jobs.states_of(run)] == ["dead", "running", "failed"]
     assert command(presets, *words) == 2

@@ -42,12 +42,12 @@ def read_notes(run: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def queue() -> dict[str, str]:
-    """Return the state of every job of this user that SLURM still knows: by number, or NUMBER_INDEX of an array."""
+def queue() -> dict[str, tuple[str, str]]:
+    """Return state and reason of every job that SLURM still knows, by number, or NUMBER_INDEX of an array."""
     states = {}
-    for line in run_slurm("squeue", "--noheader", "--array", "--all", "--format=%i %T").splitlines():
-        number, _, state = line.strip().partition(" ")
-        states[number] = state.lower()
+    for line in run_slurm("squeue", "--noheader", "--array", "--all", "--format=%i|%T|%r").splitlines():
+        number, state, reason = [*line.strip().split("|", 2), "", ""][:3]
+        states[number] = (state.lower(), "" if reason == "None" else reason)
     return states
 
 
@@ -55,7 +55,7 @@ def alive(notes: list[dict[str, Any]]) -> list[str]:
     """Return the numbers of the jobs that are queued or running."""
     over = ("completed", "failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted")
     states = queue()
-    return [note["id"] for note in notes if note["id"] in states and states[note["id"]] not in over]
+    return [note["id"] for note in notes if note["id"] in states and states[note["id"]][0] not in over]
 
 
 def states_of(run: Path) -> list[JobState]:
@@ -71,7 +71,7 @@ def states_of(run: Path) -> list[JobState]:
         if state == "finished" or (note["id"] not in living and (place / DONE).exists()):
             state = "finished"  # SLURM may still be putting the job away
         elif note["id"] in living:
-            state = known[note["id"]]
+            state, told["message"] = known[note["id"]]
         elif state == "requeued" and refused.exists() and (words := refused.read_text().strip()):
             state = "stopped"
             told["message"] = f"not queued again: {words}; nothing is lost: go on with --resume --submit slurm"
