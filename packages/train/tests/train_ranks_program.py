@@ -77,6 +77,8 @@ def fit(config, folder):
 
     for epoch in range(first, config.epochs):
         batches = bucketed_batches(lengths, config.batch, mixed_seed(0, epoch))
+        if config.norm:  # one row of a rank has no variance
+            batches = [batch for batch in batches if len(batch) >= 2 * fabric.world_size]
         net.train()
         for place, batch in enumerate(batches):
             if epoch == first and place < first_place:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from kit_core.atomic import atomic_path
+from kit_core.atomic import write_bytes
 from kit_core.errors import DataError
 
 FORMAT_VERSION = 1
@@ -33,8 +33,8 @@ def save_weights(path: str | Path, weights: nn.Module | Mapping[str, Tensor], he
         "header": json.dumps(dict(header), ensure_ascii=False, allow_nan=False),
     }
     # One entry alone: safetensors writes several in a random order, and equal weights are to give equal files.
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={ENTRY: json.dumps(metadata, ensure_ascii=False)})
+    # As bytes, because save_file writes to a hidden name of its own choice, which would stay after a kill.
+    write_bytes(path, save(plain, metadata={ENTRY: json.dumps(metadata, ensure_ascii=False)}))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

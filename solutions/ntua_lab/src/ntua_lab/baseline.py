@@ -11,12 +11,12 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC, SVR
 
-from kit_core.atomic import atomic_path, write_text
+from kit_core.atomic import write_bytes, write_text
 from kit_core.errors import DataError
 from ntua_lab.config import Member, PooledConfig
 
@@ -65,8 +65,10 @@ class Machine:
     def save(self, path: Path) -> None:
         """Write the arrays to `path`.safetensors."""
         arrays = {name: np.asarray(value, np.float64) for name, value in vars(self).items()}
-        with atomic_path(path.with_suffix(".safetensors")) as temporary:
-            save_file({name: np.ascontiguousarray(np.atleast_1d(value)) for name, value in arrays.items()}, temporary)
+        write_bytes(
+            path.with_suffix(".safetensors"),
+            save({name: np.ascontiguousarray(np.atleast_1d(value)) for name, value in arrays.items()}),
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Machine":

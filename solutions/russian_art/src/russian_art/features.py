@@ -14,10 +14,10 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
-from kit_core.atomic import atomic_path
+from kit_core.atomic import write_bytes
 from kit_core.console import progress
 from russian_art.backbones import Weights, autocast, check_size, create, normalisation, placed, to_images, unsquashed
 from russian_art.config import Fit, Precision
@@ -109,8 +109,7 @@ def cached(
         model = create(name, weights)
     found = extract(model, art.pixels, art.aspect, view, device, precision, label=f"{name}, {view.name}")
     if path is not None:
-        with atomic_path(path) as temporary:
-            save_file(found, temporary)
+        write_bytes(path, save(found))
     return found
 
 

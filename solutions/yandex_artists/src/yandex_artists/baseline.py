@@ -15,9 +15,9 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from kit_core.atomic import atomic_path, write_text
+from kit_core.atomic import write_bytes, write_text
 from kit_core.config import config_from_dict
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
@@ -276,8 +276,7 @@ class BaselineRun:
         """Write what `open` reads into the folder `models` of a run."""
         arrays = self.encoders[-1].arrays()
         if arrays:
-            with atomic_path(models / WHITENING) as temporary:
-                save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+            write_bytes(models / WHITENING, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         if self.reranker is not None:
             write_text(models / TREES, self.reranker.text)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from kit_core.atomic import atomic_path
+from kit_core.atomic import write_bytes
 from kit_core.errors import DataError
 
 FORMAT_VERSION = 1
@@ -40,8 +40,7 @@ def save_vectors(path: Path, vectors: Vectors) -> None:
     if vectors.folds is not None:
         arrays["folds"] = vectors.folds.astype(np.int64)
     header = {"header": json.dumps({"format_version": FORMAT_VERSION, "fingerprint": vectors.fingerprint})}
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header))
 
 
 def load_vectors(path: Path) -> Vectors:
