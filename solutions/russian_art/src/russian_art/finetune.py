@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kit_core.atomic import atomic_path, write_bytes
+from kit_core.atomic import write_bytes
 from kit_core.console import progress
 from kit_core.errors import DataError
 from kit_metrics import macro_f1
@@ -364,8 +364,7 @@ def _follow(running: ArtNetwork, network: ArtNetwork, decay: float) -> None:
 
 
 def _keep(network: ArtNetwork, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, temporary)
+    write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
-from safetensors.torch import save_file as save_tensors
+from safetensors.numpy import load_file, save
+from safetensors.torch import save as save_tensors
 
-from kit_core.atomic import atomic_path, write_json
+from kit_core.atomic import write_bytes, write_json
 from kit_core.console import say
 from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
@@ -240,8 +240,7 @@ def _features(
         model = create(name, weights[name])
         path = run.file("models", f"backbone-{name}.safetensors")
         if not path.exists():
-            with atomic_path(path) as temporary:
-                save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
+            write_bytes(path, save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}))
         found.append(
             [
                 cached(name, weights[name], model, art, view, cache, config.seed, device, wanted.precision)
@@ -298,5 +297,4 @@ def _save_probe(probe: Probe, path: Path) -> None:
 
 
 def _save_arrays(arrays: dict[str, NDArray[Any]], path: Path, metadata: dict[str, str] | None = None) -> None:
-    with atomic_path(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata)
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
