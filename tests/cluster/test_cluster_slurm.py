@@ -66,7 +66,7 @@ TRIALS = [
         ("--tracks", "120"),
         ("seed-transformer-mini", "--data.fold", "0", "--optim.batch", "8", "--optim.epochs", "12"),
     ),
-    Trial("yandex-artists", ("--artists", "30"), ("smoothap-mini", "--data.fold", "all")),
+    Trial("yandex-artists", ("--artists", "45"), ("smoothap-mini", "--data.fold", "all")),
 ]
 
 
@@ -206,11 +206,11 @@ class TestOneSolution:
         shutil.copytree(house.root / "data", house.root / "broken")
         for path in (house.root / "broken").rglob("*train*.csv"):
             path.write_text("nonsense\n")
-        submit = ("--submit", "slurm", "--slurm.cpus", "1", "--run", "failed", "--data", "broken")
+        submit = ("--submit", "slurm", "--slurm.cpus", "1", "--run", "unread", "--data", "broken")
         house.run("train", *house.trial.train, *submit)
-        notes = json.loads((house.root / "failed.slurm" / "job.json").read_text())
-        house.wait_for("failed", "failed", notes["jobs"][0]["id"])
-        shown = house.run("job", "status", "--run", "failed").stdout
+        notes = json.loads((house.root / "unread.slurm" / "job.json").read_text())
+        house.wait_for("failed", "unread", notes["jobs"][0]["id"])
+        shown = house.run("job", "status", "--run", "unread").stdout
         assert "failed" in shown
         assert "broken" in shown  # the file, in the words of the command line
 

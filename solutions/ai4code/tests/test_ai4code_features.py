@@ -351,5 +351,9 @@ def test_models_are_fitted_with_odd_notebooks_among_the_others(notebooks: Notebo
     models = (gaps, Position.fit(view, TREES, 0), Ranker.fit(view, TREES, 0))
     for placements in [model.place(view) for model in models]:
         assert len(placements) == len(joined)
-    assert len(Joint.fit(view, first, TREES, PairsConfig(), 0).place(view, first)) == len(joined)
+    joint = Joint.fit(view, first, TREES, PairsConfig(), 0)
+    for at_once, apart in zip(joint.place_after(view, gaps), joint.place(view, first), strict=True):
+        assert at_once.gap_probability is not None
+        assert apart.gap_probability is not None
+        assert np.array_equal(at_once.gap_probability, apart.gap_probability)
     assert len(Mlp.fit(view, MlpConfig(width=8, blocks=1, epochs=1), 0).place(view)) == len(joined)

@@ -59,7 +59,7 @@ def alive(notes: list[dict[str, Any]]) -> list[str]:
 
 
 def states_of(run: Path) -> list[JobState]:
-    """Return the state of each job of a run, from SLURM while it knows, else from what the job noted itself."""
+    """Return the state of each job of a run: its own last word, else what SLURM knows, else what its files show."""
     notes, folder = read_notes(run), notes_folder(run)
     living, known = alive(notes), queue()
     found = []
@@ -69,7 +69,9 @@ def states_of(run: Path) -> list[JobState]:
         place = Path(note["run"])
         state, refused = told["state"], folder / f"{note['id']}{REFUSED}"
         if state == "finished" or (note["id"] not in living and (place / DONE).exists()):
-            state = "finished"  # SLURM may still be putting the job away
+            state = "finished"
+        elif state in ("failed", "stopped"):
+            pass  # the job's last word: SLURM may still be putting it away
         elif note["id"] in living:
             state, told["message"] = known[note["id"]]
         elif state == "requeued" and refused.exists() and (words := refused.read_text().strip()):

@@ -193,6 +193,19 @@ class Joint:
         blocks = _joint_blocks(view, first)
         return [_trivial(view, index) or _classify(self.booster, blocks(index)) for index in view.indices.tolist()]
 
+    def place_after(self, view: View, gaps: Gaps) -> list[Placement]:
+        """Answer every notebook of the view as `place(view, gaps.place(view))` does, with its pairs described once."""
+        placements = []
+        for index in view.indices.tolist():
+            if (answer := _trivial(view, index)) is None:
+                block = view.gap_block(index)
+                first = _classify(gaps.booster, block).gap_probability
+                assert first is not None
+                related = np.concatenate([block, relation_block(view, index, first)], axis=-1)
+                answer = _classify(self.booster, related)
+            placements.append(answer)
+        return placements
+
     def save(self, folder: Path) -> None:
         """Write the trees as LightGBM's text."""
         write_text(folder / "joint.txt", self.booster.model_to_string())

@@ -140,4 +140,4 @@ def _place(fold: FoldModels, member: Member, view: View) -> list[Placement]:
     gaps, joint = fold.members["gaps"], fold.joint
     assert isinstance(gaps, Gaps)
     assert joint is not None
-    return joint.place(view, gaps.place(view))
+    return joint.place_after(view, gaps)
