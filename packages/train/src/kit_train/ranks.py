@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kit_core import interrupt
 from kit_core.errors import ConfigError
@@ -139,6 +139,53 @@ def gather_rows(values: NDArray[Any], rows: Rows, n: int) -> NDArray[Any]:
     return gathered
 
 
+def gather_with_gradient(fabric: Fabric, values: Tensor, n: int) -> Tensor:
+    """Return what the ranks computed of a batch as one tensor, float[n, ...] in the batch's order, with its gradient.
+
+    For losses between the rows of a batch. Every rank must compute the same loss of the answer: its own rows then get
+    their gradient times the number of ranks, which the mean over ranks (DDP) takes away again. So weights before the
+    gathering get the gradient of one process, and so do weights behind it, whose gradient each rank computes whole.
+
+    Args:
+        values: float[m, ...] of this rank, for the rows of `share_of_batch`; a share of weight 0 adds nothing.
+        n: rows of the batch.
+
+    Raises:
+        ValueError: `values` are not as many as this rank's rows.
+    """
+    rank, size = fabric.global_rank, fabric.world_size
+    wanted = max(1, len(range(rank, n, size)))
+    if len(values) != wanted:
+        raise ValueError(f"found {len(values)} values, expected those of the {wanted} rows of rank {rank} of {size}")
+    if size == 1:
+        return values
+    gathered: Tensor = _Gathered.apply(values, n, rank, size)  # type: ignore[no-untyped-call]  # torch types no Function.apply
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """Values of all ranks in the order of their batch; backwards this rank's own rows, times the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, n: int, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size, ctx.own = rank, size, len(range(rank, n, size))
+        padded = values.new_zeros(-(-n // size), *values.shape[1:])  # all ranks must give the same shape
+        padded[: ctx.own] = values[: ctx.own]
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(parts, padded)
+        whole = values.new_empty(n, *values.shape[1:])
+        for other, part in enumerate(parts):
+            whole[other::size] = part[: len(range(other, n, size))]
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        if not ctx.own:
+            return gradient.new_zeros(1, *gradient.shape[1:]), None, None, None
+        return gradient[ctx.rank :: ctx.size] * ctx.size, None, None, None
+
+
 def mean_of_ranks(fabric: Fabric, value: float) -> float:
     """Return the mean of a number over the ranks, the same on each."""
     if fabric.world_size == 1:
@@ -165,6 +212,15 @@ def seed_of_rank(fabric: Fabric, seed: int) -> None:
     if fabric.world_size > 1:
         parts = np.random.SeedSequence([seed, fabric.global_rank]).generate_state(1)
         torch.manual_seed(int(parts[0]))
+
+
+@contextmanager
+def draws_of_rank(fabric: Fabric, seed: int) -> Iterator[None]:
+    """Seed as `seed_of_rank` does, and put the generators back at the end: what follows draws alike on every rank."""
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=fabric.world_size > 1):
+        seed_of_rank(fabric, seed)
+        yield
 
 
 def stop_asked(fabric: Fabric, step: int) -> bool:

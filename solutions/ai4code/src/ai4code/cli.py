@@ -19,7 +19,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
-from kit_core.run import RunFolder
+from kit_train.parallel import in_ranks, open_run
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
 Runs = UseAppendAction[tuple[Path, ...]]
@@ -48,6 +48,7 @@ def prepare(data: Path, out: Path, workers: int = os.cpu_count() or 1) -> None:
 
 
 @submittable
+@in_ranks
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from ai4code import data as official
@@ -58,8 +59,9 @@ def train(preset: str, config: Config, data: Path, run: Path, resume: bool = Fal
     hashes = {"train": official.fingerprint(data)}
     notebooks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
     check_inputs(config)
-    with RunFolder.create(
-        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
+    shares = config.shares_work
+    with open_run(
+        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume, parallel=shares
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")

@@ -4,10 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kit_train.config import FabricConfig
+
 Member = Literal[
     "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion",
     "pointwise", "pairwise", "text-listwise", "seed-listwise",
 ]  # fmt: skip
+SHARED: frozenset[Member] = frozenset(
+    {"listwise", "twin", "diffusion", "pointwise", "pairwise", "text-listwise", "seed-listwise"}
+)
+"""Members whose training several processes share; each fits the others for itself, and all find the same."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,8 @@ class Config:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     text_listwise: NotebookConfig = field(default_factory=NotebookConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+    """Of the training of networks but `mlp`."""
 
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) != len(self.members):
@@ -250,3 +258,11 @@ class Config:
             raise ValueError(f"text.character_share: found {self.text.character_share}, expected 0..1")
         if self.text.longest < 1:
             raise ValueError(f"text.longest: found {self.text.longest}, expected 1 or more words")
+        if self.fabric.devices > 1 and not self.shares_work:
+            members = ", ".join(self.members)
+            raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: nothing to share in {members}")
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether several processes have anything to share."""
+        return not SHARED.isdisjoint(self.members)

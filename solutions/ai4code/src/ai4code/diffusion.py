@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ai4code.config import EncoderConfig, NotebookConfig, SamplingConfig
 from ai4code.decode import Placement
-from ai4code.encoder import cell_vectors, source_digest
+from ai4code.encoder import source_digest
 from ai4code.features import View
 from ai4code.network import NotebookNet, mean_place
 from ai4code.neural import (
+    ONE_PROCESS,
     Log,
     answer_items,
     answerable,
@@ -35,8 +36,10 @@ from ai4code.neural import (
     save_network,
     silent,
     vectors_as_fitted,
+    vectors_to_fit,
 )
 from ai4code.sequences import Batch, make_items
+from kit_train.config import FabricConfig
 
 OFFSET = 0.008  # keeps the first steps of the cosine schedule from being too small (Nichol and Dhariwal)
 CLIP = 3.0  # noisy places beyond are drawn in: a normal number lies there once in 400 times
@@ -88,8 +91,8 @@ def place_loss(network: NotebookNet, batch: Batch, guess: Tensor, level: Tensor,
     first = (batch.rank[:, :, None] < batch.rank[:, None, :]).float()
     pairs = (known[:, :, None] & known[:, None, :]).float()
     order = nn.functional.binary_cross_entropy_with_logits(answer.before_logits.float(), first, reduction="none")
-    inner = (order * pairs).sum() / pairs.sum().clamp(min=1.0)
-    return (distance * known).sum() / known.sum().clamp(min=1) + 0.02 * inner
+    inner = (order * pairs).sum() / batch.divisor(pairs.sum())
+    return (distance * known).sum() / batch.divisor(known.sum()) + 0.02 * inner
 
 
 def unknown(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -98,9 +101,16 @@ def unknown(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _fit(
-    view: View, config: NotebookConfig, encoder: EncoderConfig, seed: int, log: Log, state: Path | None, noisy: bool
+    view: View,
+    config: NotebookConfig,
+    encoder: EncoderConfig,
+    seed: int,
+    log: Log,
+    state: Path | None,
+    fabric_config: FabricConfig,
+    noisy: bool,
 ) -> NotebookNet:
-    vectors = cell_vectors(view, encoder)
+    vectors = vectors_to_fit(view, encoder, fabric_config)
     items = [item for item in make_items(view, vectors) if answerable(item)]
     network = fresh_network(items, config, vectors.shape[1], seed, guided=True)
     mean_code = mean_code_cells(items)
@@ -108,13 +118,15 @@ def _fit(
     def loss_of(network: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(network, NotebookNet)
         guess, level = unknown(batch)
-        if noisy:
+        if noisy:  # of several ranks each draws its own
             level = torch.rand_like(level)
             guess = noised(clean_places(batch), torch.randn_like(guess), level)
         return place_loss(network, batch, guess, level, mean_code)
 
     with torch.random.fork_rng(devices=[]):  # dropout and noise draw from the global state, which is given back
-        trained = fit_network(network, items, config, loss_of, seed=seed, log=log, state=state)
+        trained = fit_network(
+            network, items, config, loss_of, seed=seed, log=log, state=state, fabric_config=fabric_config
+        )
     assert isinstance(trained, NotebookNet)
     return trained.cpu().eval()
 
@@ -136,9 +148,10 @@ class Twin:
         seed: int,
         log: Log = silent,
         state: Path | None = None,
+        fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; raises as `cell_vectors`."""
-        network = _fit(view, config, encoder, seed, log, state, noisy=False)
+        network = _fit(view, config, encoder, seed, log, state, fabric_config, noisy=False)
         return cls(network, encoder, source_digest(encoder))
 
     def place(self, view: View) -> list[Placement]:
@@ -184,9 +197,10 @@ class Diffusion:
         seed: int,
         log: Log = silent,
         state: Path | None = None,
+        fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; raises as `cell_vectors`."""
-        network = _fit(view, config, encoder, seed, log, state, noisy=True)
+        network = _fit(view, config, encoder, seed, log, state, fabric_config, noisy=True)
         return cls(network, encoder, source_digest(encoder), sampling)
 
     def draw(self, network: NotebookNet, batch: Batch) -> Tensor:

@@ -65,24 +65,27 @@ def fit_member(
         case "listwise":
             from ai4code.neural import Listwise  # as above
 
-            return Listwise.fit(view, config.listwise, config.encoder, config.seed, log, state)
+            return Listwise.fit(
+                view, config.listwise, config.encoder, config.seed, log, state, fabric_config=config.fabric
+            )
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
-            return Twin.fit(view, config.twin, config.encoder, config.seed, log, state)
+            return Twin.fit(view, config.twin, config.encoder, config.seed, log, state, config.fabric)
         case "diffusion":
             from ai4code.diffusion import Diffusion  # as above
 
-            return Diffusion.fit(view, config.diffusion, config.sampling, config.encoder, config.seed, log, state)
+            settings = (config.diffusion, config.sampling, config.encoder)
+            return Diffusion.fit(view, *settings, config.seed, log, state, config.fabric)
         case "pointwise" | "pairwise":
             from ai4code.text_models import Sequences  # as above
 
-            return Sequences.fit(name, view, config.transformer, config.encoder, config.seed, log, state)
+            return Sequences.fit(name, view, config.transformer, config.encoder, config.seed, log, state, config.fabric)
         case "text-listwise" | "seed-listwise":
             from ai4code.text_models import TextListwise  # as above
 
-            settings = (config.text_listwise, config.transformer, config.encoder)
-            return TextListwise.fit(name, view, *settings, config.seed, log, state)
+            of_text = (config.text_listwise, config.transformer, config.encoder)
+            return TextListwise.fit(name, view, *of_text, config.seed, log, state, config.fabric)
         case "joint":
             raise ValueError("'joint' is fitted by fit_joint, on the answers of 'gaps'")
 

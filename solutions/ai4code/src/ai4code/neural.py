@@ -3,6 +3,9 @@
 Start policy: (1) with `--resume`, the state that the last whole epoch left beside the models is read back; (2) else
 weights are fresh. Every epoch draws its samples and its dropout from a seed of its own, so that a resumed training
 ends with the same bits as one that was never stopped.
+
+Several processes each take their share of the notebooks of every batch; what a loss is divided by is counted in all of
+the batch, so that the gradient is that of one process.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from ai4code.config import AugmentConfig, EncoderConfig, NotebookConfig
@@ -20,10 +23,24 @@ from ai4code.decode import Placement
 from ai4code.encoder import cell_vectors, source_digest
 from ai4code.features import View
 from ai4code.network import Answer, NotebookNet
-from ai4code.sequences import N_FEATURES, Batch, Item, Sample, augmented, make_batch, make_items, thinned
+from ai4code.sequences import (
+    N_FEATURES,
+    Batch,
+    Item,
+    Sample,
+    at_least_one,
+    augmented,
+    make_batch,
+    make_items,
+    thinned,
+)
+from ai4code.similarity import SIMILARITIES
 from kit_core.errors import DataError
 from kit_nn.averaging import WeightAverage
 from kit_train.batches import bucketed_batches, sequential_batches
+from kit_train.config import FabricConfig
+from kit_train.fabric import launch
+from kit_train.ranks import draws_of_rank, mean_of_ranks, share_of_batch
 from kit_train.schedules import cosine, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.weights import load_weights, save_weights
@@ -31,6 +48,7 @@ from kit_train.weights import load_weights, save_weights
 LONGEST = 1200  # cells of a notebook that are answered at once; attention needs memory by the square of them
 Log = Callable[..., None]
 LossOf = Callable[[nn.Module, Batch], Tensor]
+ONE_PROCESS = FabricConfig()
 
 
 def silent(**values: object) -> None:
@@ -51,12 +69,13 @@ def gap_loss(answers: Sequence[Answer], batch: Batch, distance: float, mean_code
     """
     known = batch.gap >= 0
     target = batch.gap.clamp(min=0)
-    count = known.sum().clamp(min=1)
+    count = batch.divisor(known.sum())
     weight = (batch.n_code[:, None] / mean_code).sqrt() * known
     step = (torch.arange(batch.width + 1, device=target.device) >= target[..., None]).float()
     inside = torch.arange(batch.width + 1, device=target.device) <= batch.n_code[:, None]
     pairs = known[:, :, None] & known[:, None, :] & ~torch.eye(target.shape[1], dtype=torch.bool, device=target.device)
     pair_weight = pairs * torch.where(target[:, :, None] == target[:, None, :], 1.0, 0.05)
+    pair_count = batch.divisor(pair_weight.sum())
     before = (batch.rank[:, :, None] < batch.rank[:, None, :]).float()
     total = torch.zeros((), device=target.device)
     for answer in answers:
@@ -66,15 +85,41 @@ def gap_loss(answers: Sequence[Answer], batch: Batch, distance: float, mean_code
         off = (logits.softmax(dim=-1).cumsum(dim=-1) - step) * inside[:, None, :]
         ranked = ((off**2).sum(dim=-1) * known).sum() / count / mean_code
         order = functional.binary_cross_entropy_with_logits(answer.before_logits.float(), before, reduction="none")
-        inner = (order * pair_weight).sum() / pair_weight.sum().clamp(min=1.0)
+        inner = (order * pair_weight).sum() / pair_count
         total = total + cross + distance * ranked + 0.3 * inner
     return total / len(answers)
 
 
-def without_some_similarities(batch: Batch, share: float) -> Batch:
-    """Set each similarity of each notebook to zero with this probability, from torch's random state."""
-    kept = (torch.rand(batch.maps.shape[:2], device=batch.maps.device) >= share).float()[..., None, None]
-    return replace(batch, maps=batch.maps * kept, code_maps=batch.code_maps * kept)
+def with_similarities(batch: Batch, kept: Tensor) -> Batch:
+    """Set each similarity of each notebook to zero but those `kept`, bool [B, 5]."""
+    shown = kept.float()[..., None, None]
+    return replace(batch, maps=batch.maps * shown, code_maps=batch.code_maps * shown)
+
+
+def common_divisor(ranks: int, counts: bool) -> Callable[[Tensor], Tensor]:
+    """What `Batch.divisor` is among several ranks; `counts`: whether this one has samples of its own in the batch.
+
+    The mean over ranks of sums that were divided so is the mean over the batch. All ranks must ask together.
+    """
+
+    def divisor(count: Tensor) -> Tensor:
+        total = count.detach().float() * counts
+        distributed.all_reduce(total)
+        return at_least_one(total) / ranks
+
+    return divisor
+
+
+class Learner(nn.Module):
+    """A network behind its loss: a step is one forward pass, so that precision and sharing are set in one place."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, loss_of: Callable[[nn.Module], Tensor]) -> Tensor:
+        """Loss of a batch that `loss_of` knows: inputs that are no tensors pass a wrapper untouched."""
+        return loss_of(self.network)
 
 
 def fit_network(
@@ -88,6 +133,7 @@ def fit_network(
     state: Path | None,
     rate_of: Callable[[str], float] | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
+    fabric_config: FabricConfig = ONE_PROCESS,
 ) -> nn.Module:
     """Train a network over notebooks and return the moving average of its weights.
 
@@ -97,7 +143,8 @@ def fit_network(
         rate_of: learning rate of a weight by its name, as a share of the common one.
         after_epoch: called with the epoch and the averaged network.
     """
-    place = device()
+    fabric = launch(fabric_config)
+    place = fabric.device
     network.to(place).train()
     groups = weight_groups(network, config.learning_rate, config.weight_decay, rate_of)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
@@ -110,6 +157,7 @@ def fit_network(
         optimizer.load_state_dict(kept["optimizer"])
         average.load_state_dict(kept["average"])
         first = kept["epoch"]
+    model, optimizer = fabric.setup(Learner(network), optimizer)
     for epoch in range(first, epochs):
         draw = mixed_seed(seed, epoch)
         rng = np.random.default_rng(draw)
@@ -121,16 +169,27 @@ def fit_network(
         total, cells = 0.0, 0
         for step, rows in enumerate(batches):
             set_learning_rate(optimizer, cosine(epoch * len(batches) + step, epochs * len(batches), warmup=0.05))
-            batch = make_batch([samples[row] for row in rows.tolist()]).to(place)
-            loss = loss_of(network, without_some_similarities(batch, config.augment.hide_similarity))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            average.update(network)
-            asked = int((batch.gap >= 0).sum())
+            shown = torch.rand(len(rows), len(SIMILARITIES), device=place) >= config.augment.hide_similarity
+            part = share_of_batch(np.arange(len(rows)), fabric.global_rank, fabric.world_size)
+            batch = make_batch([samples[row] for row in rows[part.rows].tolist()]).to(place)
+            batch = with_similarities(batch, shown[part.rows])
+            if fabric.world_size > 1:
+                batch = replace(batch, divisor=common_divisor(fabric.world_size, part.weight > 0))
+            accumulating = (step + 1) % fabric_config.accumulate != 0 and step + 1 < len(batches)
+            with fabric.no_backward_sync(model, enabled=accumulating):
+                with draws_of_rank(fabric, mixed_seed(draw, step)):
+                    loss = model(lambda net, batch=batch: loss_of(net, batch))
+                if not part.weight:
+                    loss = loss * 0.0
+                fabric.backward(loss / fabric_config.accumulate)
+            if not accumulating:
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                average.update(network)
+            asked = sum(len(samples[row].asked) for row in rows.tolist())
             total, cells = total + loss.item() * asked, cells + asked
-        log(epoch=epoch, loss=total / max(cells, 1), asks_code=ask_code)
+        log(epoch=epoch, loss=mean_of_ranks(fabric, total) / max(cells, 1), asks_code=ask_code)
         if state is not None:
             save_state(
                 state,
@@ -200,13 +259,14 @@ class Listwise:
         log: Log = silent,
         state: Path | None = None,
         after_epoch: Callable[[int, nn.Module], None] | None = None,
+        fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; `state` is where a stopped training is taken up again.
 
         Raises:
             ConfigError, DataError: the encoder's folder is missing, incomplete or damaged.
         """
-        vectors = cell_vectors(view, encoder)
+        vectors = vectors_to_fit(view, encoder, fabric_config)
         items = [item for item in make_items(view, vectors) if answerable(item)]
         network = fresh_network(items, config, vectors.shape[1], seed, guided=False)
         mean_code = mean_code_cells(items)
@@ -216,7 +276,15 @@ class Listwise:
 
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global state, which is given back
             trained = fit_network(
-                network, items, config, loss_of, seed=seed, log=log, state=state, after_epoch=after_epoch
+                network,
+                items,
+                config,
+                loss_of,
+                seed=seed,
+                log=log,
+                state=state,
+                after_epoch=after_epoch,
+                fabric_config=fabric_config,
             )
         assert isinstance(trained, NotebookNet)
         return cls(trained.cpu().eval(), encoder, source_digest(encoder))
@@ -239,6 +307,14 @@ class Listwise:
         """Read what `save` wrote."""
         network, digest = load_network(folder / "listwise.safetensors")
         return cls(network, encoder, digest)
+
+
+def vectors_to_fit(view: View, encoder: EncoderConfig, fabric_config: FabricConfig) -> np.ndarray:
+    """Vectors of the cells of the view's table; of several ranks the first packs them where there is a cache."""
+    if encoder.cache is None:
+        return cell_vectors(view, encoder)
+    with launch(fabric_config).rank_zero_first():
+        return cell_vectors(view, encoder)
 
 
 def vectors_as_fitted(view: View, encoder: EncoderConfig, digest: str) -> np.ndarray:

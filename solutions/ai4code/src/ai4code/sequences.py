@@ -5,7 +5,7 @@ notebook as it is, the markdown cells are asked. In training it may be a piece o
 or one where code cells are asked as well: their order is known in every notebook, so they teach for nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,19 @@ class Sample:
         return len(self.code) + len(self.asked)
 
 
+def at_least_one(count: Tensor) -> Tensor:
+    """What a loss is divided by that is a mean over so many."""
+    return count.clamp(min=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Samples side by side: C columns for known code cells, then M for asked cells; padding is zero.
 
     Shapes: vectors [B, C + M, D], features [B, C + M, F], kind int64 [B, C + M], padding bool [B, C + M],
     n_code int64 [B], code_maps [B, 5, C, C], maps [B, 5, M, C], number_before [B, M, M], gap int64 [B, M] (−1 for
-    padding), rank float32 [B, M], rows: the rows of the cells in their items, in a list of samples.
+    padding), rank float32 [B, M], rows: the rows of the cells in their items, in a list of samples. `divisor` makes of
+    a count in these samples what a mean is divided by; where several ranks share a batch it counts in all of it.
     """
 
     vectors: Tensor
@@ -87,6 +93,7 @@ class Batch:
     gap: Tensor
     rank: Tensor
     samples: Sequence[Sample]
+    divisor: Callable[[Tensor], Tensor] = at_least_one
 
     @property
     def width(self) -> int:
@@ -106,7 +113,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """Move all tensors."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Batch(**moved, samples=self.samples)
+        return Batch(**moved, samples=self.samples, divisor=self.divisor)
 
 
 def make_items(view: View, vectors: np.ndarray | None, *, with_maps: bool = True) -> list[Item]:

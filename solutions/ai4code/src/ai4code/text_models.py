@@ -31,6 +31,7 @@ from ai4code.encoder import CHARACTERS_PER_TOKEN, open_encoder, require_folder
 from ai4code.features import View
 from ai4code.network import Answer, NotebookNet
 from ai4code.neural import (
+    ONE_PROCESS,
     Log,
     answer_items,
     answerable,
@@ -48,6 +49,9 @@ from kit_core.errors import ConfigError
 from kit_nn.encoders import TransformerEncoder
 from kit_nn.pooling import masked_mean
 from kit_train.batches import bucketed_batches, sequential_batches
+from kit_train.config import FabricConfig
+from kit_train.fabric import launch
+from kit_train.ranks import draws_of_rank, mean_of_ranks, share_of_batch
 from kit_train.schedules import cosine, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.weights import load_weights, save_weights
@@ -142,7 +146,12 @@ class CellEncoder(nn.Module):
 
 
 def start_encoder(
-    view: View, config: TransformerConfig, encoder: EncoderConfig, seed: int, log: Log
+    view: View,
+    config: TransformerConfig,
+    encoder: EncoderConfig,
+    seed: int,
+    log: Log,
+    fabric_config: FabricConfig = ONE_PROCESS,
 ) -> tuple[CellEncoder, Tokenizer]:
     """Make the encoder that training starts from, and its tokenizer; masked words first, where that is asked for.
 
@@ -161,6 +170,9 @@ def start_encoder(
             stored = json.loads(settings.to_json_string(use_diff=False))
             made = CellEncoder({"checkpoint": stored, "marks": asdict(marks)})
             made.network.load_state_dict(opened.network.state_dict())
+            pooler = getattr(made.network, "pooler", None)
+            if isinstance(pooler, nn.Module):  # never asked: ranks would wait for its gradient
+                pooler.requires_grad_(False)
             tokenizer = Tokenizer.from_str(opened.tokenizer.backend_tokenizer.to_str())
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -168,37 +180,59 @@ def start_encoder(
             tokenizer = train_tokenizer(
                 view.table.notebooks, view.indices, kind=config.tokenizer, vocab_size=config.vocab_size, seed=seed
             )
+            fabric = launch(fabric_config)
+            if fabric.world_size > 1:  # batches follow from tokens: all must have the same
+                tokenizer = Tokenizer.from_str(fabric.broadcast(tokenizer.to_str()))
             sizes = {name: getattr(config, name) for name in ("width", "layers", "heads", "dropout")}
             vocabulary = {"vocab_size": tokenizer.get_vocab_size(), "marks": asdict(OWN_MARKS)}
             made = CellEncoder(sizes | vocabulary)
         if config.masked_epochs:
             limit = max(config.markdown_tokens, config.code_tokens)
             tokens = cell_tokens(tokenizer, view.table.notebooks, limit)
-            learn_masked_words(made, tokens, view.rows, config, seed, log)
+            learn_masked_words(made, tokens, view.rows, config, seed, log, fabric_config)
     return made, tokenizer
 
 
 # --- masked words ---
 
 
+class MaskedWords(nn.Module):
+    """An encoder and a head: tokens [n, T] → scores of all words at the places `asked`, float [asked, words]."""
+
+    def __init__(self, encoder: CellEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        width = encoder.width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+
+    def forward(self, ids: Tensor, padding: Tensor, asked: Tensor) -> Tensor:
+        hidden = self.head(self.encoder(ids, padding))
+        return hidden[asked] @ self.encoder.word_vectors.weight.T
+
+
 def learn_masked_words(
-    encoder: CellEncoder, tokens: Tokens, rows: np.ndarray, config: TransformerConfig, seed: int, log: Log
+    encoder: CellEncoder,
+    tokens: Tokens,
+    rows: np.ndarray,
+    config: TransformerConfig,
+    seed: int,
+    log: Log,
+    fabric_config: FabricConfig = ONE_PROCESS,
 ) -> None:
     """Train an encoder, in place, to guess masked words of the cells `rows` (Devlin et al. 2018, arXiv:1810.04805).
 
     15 % of the tokens are asked: 80 % of these are masked, 10 % replaced, 10 % left. The scores are products with the
     encoder's own token vectors.
     """
-    place = device()
+    fabric = launch(fabric_config)
+    place = fabric.device
     words = encoder.word_vectors.num_embeddings
-    head = nn.Sequential(nn.Linear(encoder.width, encoder.width), nn.GELU(), nn.LayerNorm(encoder.width)).to(place)
-    encoder.to(place).train()
+    both = MaskedWords(encoder).to(place).train()
     share = config.folder_rate if "checkpoint" in encoder.settings else 1.0
-    both = nn.ModuleDict({"encoder": encoder, "head": head})
     rates = weight_groups(
         both, config.learning_rate, config.weight_decay, lambda name: share if name.startswith("encoder") else 1.0
     )
-    optimizer = torch.optim.AdamW(rates)
+    model, optimizer = fabric.setup(both, torch.optim.AdamW(rates))
     lengths = np.diff(tokens.offsets)[rows] + 2
     kept = rows[lengths > 3]
     lengths = lengths[lengths > 3]
@@ -214,16 +248,24 @@ def learn_masked_words(
             sequences = [_framed(encoder.marks, tokens.of(row, tokens.limit)) for row in kept[chosen].tolist()]
             ids, padding = (part.to(place) for part in pad_sequences(sequences, encoder.marks.pad))
             given, wanted = mask_tokens(ids, padding, encoder.marks, words)
-            hidden = head(encoder(given, padding))
             asked = wanted != IGNORED
-            scores = hidden[asked] @ encoder.word_vectors.weight.T
-            loss = functional.cross_entropy(scores, wanted[asked]) if asked.any() else scores.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-            optimizer.step()
+            part = share_of_batch(np.arange(len(chosen)), fabric.global_rank, fabric.world_size)
+            in_batch = int(asked.sum())
+            given, padding, wanted, asked = (values[part.rows] for values in (given, padding, wanted, asked))
+            # The mean over the words asked in the batch, whose number is not the same in every share.
+            weight = fabric.world_size * int(asked.sum()) / max(in_batch, 1) if part.weight else 0.0
+            accumulating = (step + 1) % fabric_config.accumulate != 0 and step + 1 < len(batches)
+            with fabric.no_backward_sync(model, enabled=accumulating):
+                with draws_of_rank(fabric, mixed_seed(draw, step)):
+                    scores = model(given, padding, asked)
+                loss = functional.cross_entropy(scores, wanted[asked]) * weight if asked.any() else scores.sum()
+                fabric.backward(loss / fabric_config.accumulate)
+            if not accumulating:
+                nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
             total += loss.item()
-        log(stage="masked words", epoch=epoch, loss=total / max(len(batches), 1))
+        log(stage="masked words", epoch=epoch, loss=mean_of_ranks(fabric, total) / max(len(batches), 1))
     encoder.cpu()
 
 
@@ -354,12 +396,14 @@ def fit_sequences(
     seed: int,
     log: Log,
     state: Path | None,
+    fabric_config: FabricConfig = ONE_PROCESS,
 ) -> None:
-    """Train in place on fresh examples every epoch; `loss_of` takes logits, targets and weights.
+    """Train in place on fresh examples every epoch; `loss_of` takes logits, targets and weights, and is a mean.
 
     A stopped training goes on behind its last whole epoch, with the same bits.
     """
-    place = device()
+    fabric = launch(fabric_config)
+    place = fabric.device
     network.to(place).train()
     marks = network.encoder.marks
     share = config.folder_rate if config.start == "folder" else 1.0
@@ -376,6 +420,7 @@ def fit_sequences(
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         first = kept["epoch"]
+    model, optimizer = fabric.setup(network, optimizer)
     for epoch in range(first, config.epochs):
         draw = mixed_seed(seed, 11, epoch)
         torch.manual_seed(draw)
@@ -385,17 +430,23 @@ def fit_sequences(
         total = 0.0
         for step, rows in enumerate(batches):
             set_learning_rate(optimizer, cosine(epoch * len(batches) + step, config.epochs * len(batches), warmup=0.05))
-            chosen = [examples[row] for row in rows.tolist()]
-            logits = network(*sequence_batch(chosen, tokens, marks, config, place))
+            part = share_of_batch(rows, fabric.global_rank, fabric.world_size)
+            chosen = [examples[row] for row in part.rows.tolist()]
+            inputs = sequence_batch(chosen, tokens, marks, config, place)
             target = torch.tensor([example.target for example in chosen], device=place)
             weight = torch.tensor([example.weight for example in chosen], device=place)
-            loss = loss_of(logits, target, weight)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            total += loss.item() * len(chosen)
-        log(epoch=epoch, loss=total / max(len(examples), 1))
+            accumulating = (step + 1) % fabric_config.accumulate != 0 and step + 1 < len(batches)
+            with fabric.no_backward_sync(model, enabled=accumulating):
+                with draws_of_rank(fabric, mixed_seed(draw, step)):
+                    logits = model(*inputs)
+                loss = loss_of(logits, target, weight) * part.weight
+                fabric.backward(loss / fabric_config.accumulate)
+            if not accumulating:
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            total += loss.item() * len(rows)
+        log(epoch=epoch, loss=mean_of_ranks(fabric, total) / max(len(examples), 1))
         if state is not None:
             save_state(
                 state, {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
@@ -448,27 +499,33 @@ class Sequences:
         seed: int,
         log: Log = silent,
         state: Path | None = None,
+        fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; raises as `start_encoder`."""
         items = [item for item in make_items(view, None, with_maps=False) if answerable(item)]
         mean_code = mean_code_cells(items)
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global state, which is given back
-            started, tokenizer = start_encoder(view, config, encoder, seed, log)
+            started, tokenizer = start_encoder(view, config, encoder, seed, log, fabric_config)
             torch.manual_seed(mixed_seed(seed, 13))
             network = SequenceNet(started, config.contexts + 1)
             tokens = _tokens_for(network.encoder, tokenizer, view, config)
-            if kind == "pointwise":
 
-                def examples_of(rng: np.random.Generator) -> list[Example]:
+            def examples_of(rng: np.random.Generator) -> list[Example]:
+                if kind == "pointwise":
                     return [one for item in items for one in _places(item, config, mean_code)]
+                return [one for item in items for one in _drawn_pairs(item, config, rng)]
 
-                fit_sequences(network, examples_of, tokens, config, place_distance, seed=seed, log=log, state=state)
-            else:
-
-                def examples_of(rng: np.random.Generator) -> list[Example]:
-                    return [one for item in items for one in _drawn_pairs(item, config, rng)]
-
-                fit_sequences(network, examples_of, tokens, config, before_loss, seed=seed, log=log, state=state)
+            fit_sequences(
+                network,
+                examples_of,
+                tokens,
+                config,
+                place_distance if kind == "pointwise" else before_loss,
+                seed=seed,
+                log=log,
+                state=state,
+                fabric_config=fabric_config,
+            )
         return cls(kind, network.cpu().eval(), tokenizer, config)
 
     def place(self, view: View) -> list[Placement]:
@@ -658,7 +715,7 @@ def listnet_loss(scores: Tensor, batch: Batch) -> Tensor:
     last = ((~batch.padding).sum(dim=1, keepdim=True) - 1).clamp(min=1)
     wanted = (-SHARPEST * rank / last).masked_fill(batch.padding, -torch.inf).softmax(dim=1)
     said = scores.masked_fill(batch.padding, -torch.inf).log_softmax(dim=1).masked_fill(batch.padding, 0.0)
-    return -(wanted * said).sum(dim=1).mean()
+    return -(wanted * said).sum(dim=1).sum() / batch.divisor(torch.tensor(len(scores), device=scores.device))
 
 
 def score_places(network: nn.Module, batch: Batch) -> list[Placement]:
@@ -691,6 +748,7 @@ class TextListwise:
         seed: int,
         log: Log = silent,
         state: Path | None = None,
+        fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; raises as `start_encoder`."""
         items = [item for item in make_items(view, None, with_maps=kind == "text-listwise") if answerable(item)]
@@ -698,7 +756,7 @@ class TextListwise:
         limits = (transformer.code_tokens, transformer.markdown_tokens)
         share = transformer.folder_rate if transformer.start == "folder" else 1.0
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global state, which is given back
-            started, tokenizer = start_encoder(view, transformer, encoder, seed, log)
+            started, tokenizer = start_encoder(view, transformer, encoder, seed, log, fabric_config)
             torch.manual_seed(mixed_seed(seed, 17))
             network = _build(kind, started, config, limits)
             network.tokens = cell_tokens(tokenizer, view.table.notebooks, max(limits))
@@ -720,6 +778,7 @@ class TextListwise:
                 log=log,
                 state=state,
                 rate_of=lambda name: share if name.startswith("encoder.") else 1.0,
+                fabric_config=fabric_config,
             )
         assert isinstance(trained, TextNotebookNet | SeedNet)
         return cls(kind, trained.cpu().eval(), tokenizer, config)

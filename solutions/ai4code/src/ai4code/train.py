@@ -3,6 +3,9 @@
 Start policy: a run begins from nothing. With `--resume`, (1) models that the stopped run finished are read back,
 (2) all others are fitted from the seed, so the result has the same bits as a run that was never stopped.
 
+Several processes (`--fabric.devices 2`) all walk through this file. They share the training of networks, and the
+notebooks to answer; each fits the other members for itself, from the same seed.
+
 What a fold leaves in `models/foldK/` is what `infer` needs: the text model and one file a member.
 """
 
@@ -21,7 +24,7 @@ from ai4code.config import Config, DataConfig, Member
 from ai4code.data import Notebooks
 from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
-from ai4code.members import count_parameters, fit_joint, fit_member, is_saved, load_member
+from ai4code.members import FittedMember, count_parameters, fit_joint, fit_member, is_saved, load_member
 from ai4code.text import TextModel, fit_text_model
 from ai4code.words import word_source
 from kit_core.atomic import atomic_path, write_bytes, write_json
@@ -58,6 +61,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
     table = describe(notebooks, word_source(config.text.tokenizer), config.text.longest)
     folds = assign_folds(notebooks.ancestors, config.data)
     answers: Answers = {member: [None] * len(notebooks) for member in config.members}
+    ranks = _start_ranks(config)
 
     for fold in folds_to_fit(config.data):
         fitted, held = split_fold(folds, fold, config.data)
@@ -75,7 +79,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
                 model = fit_member(member, train_view, config, _logger(run, member, fold), folder)
                 model.save(folder)
             (folder / f"{member}.state").unlink(missing_ok=True)  # also one that a killed process saved the model of
-            _keep(answers[member], held, model.place(held_view))
+            _keep(answers[member], held, _place(model, held_view, ranks))
             run.log(member=member, fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"{member}: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")
 
@@ -252,6 +256,31 @@ def _true_gaps(notebooks: Notebooks, index: int) -> np.ndarray:
     assert notebooks.true_rank is not None
     rank = notebooks.true_rank[notebooks.offsets[index] : notebooks.offsets[index + 1]]
     return true_gaps(rank, int(notebooks.n_code[index]))
+
+
+def _start_ranks(config: Config) -> tuple[int, int]:
+    """Meet the other processes; returns the number of this one, and how many there are."""
+    if not config.shares_work:
+        return 0, 1
+    from kit_train.fabric import launch  # PyTorch takes seconds to load: only where it is used
+
+    fabric = launch(config.fabric)
+    return fabric.global_rank, fabric.world_size
+
+
+def _place(model: FittedMember, view: View, ranks: tuple[int, int]) -> list[Placement]:
+    """Answer the notebooks of a view, each in one of the processes; all of them get all answers."""
+    rank, size = ranks
+    if size == 1 or len(view.indices) < size:
+        return model.place(view)
+    from torch import distributed  # as above
+
+    parts: list[Any] = [None] * size
+    distributed.all_gather_object(parts, model.place(view.select(view.indices[rank::size])))
+    placements: list[Any] = [None] * len(view.indices)
+    for other, part in enumerate(parts):
+        placements[other::size] = part
+    return placements
 
 
 def _keep(answers: list[Placement | None], indices: np.ndarray, placements: list[Placement]) -> None:

@@ -13,7 +13,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
-from kit_core.run import RunFolder
+from kit_train.parallel import in_ranks, open_run
 from yandex_artists import data as official
 from yandex_artists import sample as samples
 from yandex_artists.config import Config
@@ -60,6 +60,7 @@ def clips(table: Path, features: UseAppendAction[tuple[Path, ...]], out: Path, d
 
 
 @submittable
+@in_ranks
 def train(
     preset: str,
     config: Config,
@@ -78,14 +79,15 @@ def train(
     if config.data.distractors is not None:
         distractors = official.load(config.data.distractors, official.splits_in(config.data.distractors)[0])
         hashes["distractors"] = distractors.fingerprint
-    with RunFolder.create(
-        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
+    networks = config.method == "networks"
+    with open_run(
+        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume, parallel=networks
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")
             summary = folder.summary
         else:
-            summary = (fit if config.method == "networks" else train_baseline)(config, tracks, folder, distractors)
+            summary = (fit if networks else train_baseline)(config, tracks, folder, distractors)
     print(summary_text(preset, summary))
 
 

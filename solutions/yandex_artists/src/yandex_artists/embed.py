@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kit_nn.pooling import lengths_to_padding_mask
 from kit_retrieval.vectors import Whitening, l2_normalise
 from kit_train.batches import sequential_batches
+from kit_train.ranks import batches_of_rank
 from yandex_artists.augment import bootstrap
 from yandex_artists.batches import Frames, Rows, rolling_windows
 from yandex_artists.config import MemberConfig, PostConfig
@@ -42,14 +44,23 @@ class Embedded:
 
 
 def embed(
-    encoder: Encoder, frames: Frames, rows: Rows, lengths: Rows, member: MemberConfig, seed: int, device: torch.device
+    encoder: Encoder,
+    frames: Frames,
+    rows: Rows,
+    lengths: Rows,
+    member: MemberConfig,
+    seed: int,
+    device: torch.device,
+    fabric: Fabric | None = None,
 ) -> Floats:
     """Embed tracks by the member's views: rows of the pack and their lengths, int64[n] each; returns float32[n, d].
 
     The views of a track are averaged as they are, as in the seed's rolling windows. The encoder is put in evaluation
-    mode, each one for itself: the seed's ensemble held its models in a list that its own switch never reached.
+    mode, each one for itself: the seed's ensemble held its models in a list that its own switch never reached. The
+    ranks of `fabric` share the batches, and each gets all vectors.
     """
     encoder.eval()
+    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     if member.views == "rolling":
         windows = [rolling_windows(int(length), member.window, member.hop) for length in lengths]
         owner = np.repeat(np.arange(len(rows)), [len(of_track) for of_track in windows])
@@ -61,7 +72,13 @@ def embed(
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)  # of the frame bootstraps: a track's vector depends on neither training nor order of calls
     try:
-        for batch in sequential_batches(taken, TRACKS_PER_BATCH):
+        batches = sequential_batches(taken, TRACKS_PER_BATCH)
+        own = {int(batch[0]) for batch in batches_of_rank(batches, rank, ranks)}
+        for batch in batches:
+            if batch[0] not in own:
+                for _ in range(1, draws):  # what another rank draws of its batch, so that all are drawn as by one
+                    torch.rand(len(batch), int(taken[batch].max()), device=device)
+                continue
             x, counts = frames.gather(rows[owner[batch]], start[batch], taken[batch])
             for draw in range(draws):
                 seen = bootstrap(x, counts) if draw else x
@@ -69,6 +86,10 @@ def embed(
                 np.add.at(out, owner[batch], vectors.double().cpu().numpy())
     finally:
         torch.set_rng_state(generator_state)
+    if fabric is not None and ranks > 1:
+        summed = fabric.all_reduce(torch.from_numpy(out), reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        out = summed.cpu().numpy()
     views = np.bincount(owner, minlength=len(rows)) * draws
     return (out / views[:, None]).astype(np.float32)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +19,7 @@ from kit_losses.pairs import PairLoss, PairLosses
 from kit_losses.ranking import roadmap, smooth_ap
 from kit_nn.encoders import MaskedConformer, TransformerEncoder
 from kit_nn.pooling import AttentionPooling, lengths_to_padding_mask, masked_mean, zero_padding
+from kit_train.ranks import draws_of_rank, gather_with_gradient
 from yandex_artists.config import ModelConfig, StageConfig
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -373,15 +375,23 @@ class Criterion(nn.Module):
 
 
 class Trainee(nn.Module):
-    """An encoder with its criterion: one forward pass, so that precision is set in one place."""
+    """An encoder with its criterion: one forward pass, so that precision is set in one place.
 
-    def __init__(self, encoder: Encoder, criterion: Criterion) -> None:
+    With several ranks each encodes its share of a batch, and computes the loss of the embeddings of all.
+    """
+
+    def __init__(self, encoder: Encoder, criterion: Criterion, fabric: Fabric | None = None) -> None:
         super().__init__()
-        self.encoder, self.criterion = encoder, criterion
+        self.encoder, self.criterion, self.fabric = encoder, criterion, fabric
 
-    def forward(self, x: Tensor, padding_mask: Tensor, classes: Tensor) -> Learned:
-        """Loss of a batch."""
-        learned: Learned = self.criterion(self.encoder(x, padding_mask), classes)
+    def forward(self, x: Tensor, padding_mask: Tensor, classes: Tensor, seed: int = 0) -> Learned:
+        """Loss of a batch of `classes` int64[n]; of several ranks, `x` is the own share and `seed` is of dropout."""
+        if self.fabric is None or self.fabric.world_size == 1:
+            learned: Learned = self.criterion(self.encoder(x, padding_mask), classes)
+            return learned
+        with draws_of_rank(self.fabric, seed):  # dropout differs between ranks, the triplets that a loss draws do not
+            embedded = self.encoder(x, padding_mask)
+        learned = self.criterion(gather_with_gradient(self.fabric, embedded, len(classes)), classes)
         return learned
 
 

@@ -5,6 +5,9 @@ Start policy: a run begins from nothing. With `--resume`, (1) networks that the 
 from the seed, so that on a CPU the result has the same bits as that of a run that was never stopped: every epoch seeds
 the generators anew, from the seed, the fold, the member, the stage and its own number.
 
+Several processes (`--fabric.devices 2`) each encode their share of every batch, gather all embeddings, and compute the
+same loss of them; all of them walk through this file.
+
 What a fold leaves in `models/foldK/` is what `infer` needs: for each network its weights and its cohort.
 """
 
@@ -34,7 +37,7 @@ from kit_retrieval.search import top_k
 from kit_retrieval.vectors import l2_normalise
 from kit_splits.folds import assert_groups_whole
 from kit_train.fabric import launch
-from kit_train.ranks import stop_asked
+from kit_train.ranks import share_buffers, share_of_batch, stop_asked
 from kit_train.schedules import cosine, cyclic_cosine, one_cycle, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.stopping import Patience
@@ -122,7 +125,7 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
                     encoder = fit(unit, config, tracks, split, frames, fabric, run, tracker)
                 everyone = np.arange(len(tracks.ids))
                 everything = embed(
-                    encoder, frames, *of_rows(tracks, everyone), member, unit.seed(config, 0), fabric.device
+                    encoder, frames, *of_rows(tracks, everyone), member, unit.seed(config, 0), fabric.device, fabric
                 )
                 is_fitted = np.isin(everyone, split.fitted)
                 cohort = make_cohort(everything, tracks.artists, is_fitted, config.post.whitening)
@@ -134,14 +137,16 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
             if fold is None:
                 continue
             vectors = [
-                embed(encoder, frames, *of_rows(tracks, split.held), member, unit.seed(config, 0), fabric.device)
+                embed(
+                    encoder, frames, *of_rows(tracks, split.held), member, unit.seed(config, 0), fabric.device, fabric
+                )
             ]
             if distractors is not None and more_frames is not None:
                 everyone = np.arange(len(distractors.ids))
                 vectors.append(
                     embed(
                         encoder, more_frames, *of_rows(distractors, everyone), member, unit.seed(config, 0),
-                        fabric.device,
+                        fabric.device, fabric,
                     )
                 )  # fmt: skip
             parts[name] = Embedded(np.concatenate(vectors), cohort)
@@ -231,12 +236,12 @@ def fit_stage(
         if average is not None:
             average.load_state_dict(saved["average"])
     elif len(split.held) and stage.keep == "best":
-        score = held_score(encoder, unit, config, tracks, split, frames, fabric.device)
+        score = held_score(encoder, unit, config, tracks, split, frames, fabric)
         tracker.log(0, stage=number, epoch=0, **{"ndcg@100": score})
         patience.update(score)
         best = _copy(encoder)
 
-    model, optimizer = fabric.setup(Trainee(encoder, criterion), optimizer)
+    model, optimizer = fabric.setup(Trainee(encoder, criterion, fabric), optimizer)
     per_epoch = len(epoch_batches(split.classes, stage, 0))
     if not per_epoch:
         raise ConfigError(f"member {unit.name!r}, stage {number}: no artist has {stage.smallest_artist} tracks")
@@ -258,14 +263,20 @@ def fit_stage(
             start, taken = random_windows(lengths, stage.crop, mixed_seed(epoch_seed, place))
             x, counts = frames.gather(rows, start, taken)
             classes = torch.from_numpy(split.classes[batch]).to(fabric.device)
-            x, counts = augment(x, counts, classes, stage.augment)
-            learned = model(x, lengths_to_padding_mask(counts, x.shape[1]), classes)
-            fabric.backward(learned.loss / config.fabric.accumulate)
+            x, counts = augment(x, counts, classes, stage.augment)  # the whole batch: its tracks lend each other frames
+            part = share_of_batch(np.arange(len(batch)), fabric.global_rank, fabric.world_size)
+            if len(part.rows) < len(batch):
+                x, counts = x[part.rows], counts[part.rows]
+            accumulating = (place + 1) % config.fabric.accumulate != 0 and place + 1 < len(batches)
+            with fabric.no_backward_sync(model, enabled=accumulating):
+                mask = lengths_to_padding_mask(counts, x.shape[1])
+                learned = model(x, mask, classes, mixed_seed(epoch_seed, place))
+                fabric.backward(learned.loss / config.fabric.accumulate)
             lonely_batches += learned.positive_pairs == 0
             seen += len(batch)
             for name, value in learned.parts.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-            if (place + 1) % config.fabric.accumulate == 0 or place + 1 == len(batches):
+            if not accumulating:
                 if stage.clip:
                     fabric.clip_gradients(model, optimizer, max_norm=stage.clip)
                 optimizer.step()
@@ -274,7 +285,9 @@ def fit_stage(
                     average.update(encoder)
             step += 1
             if stage.keep == "average" and step % stage.cycle == 0:
+                share_buffers(fabric, encoder, *([] if average is None else [average.module]))
                 minima.append(_copy(encoder if average is None else average.module))
+        share_buffers(fabric, encoder, *([] if average is None else [average.module]))
         epoch += 1
 
         values: dict[str, Any] = {f"loss_{name}": total / per_epoch for name, total in totals.items()}
@@ -282,7 +295,7 @@ def fit_stage(
             scored = encoder if average is None else average.module
             assert isinstance(scored, Encoder)
             if len(split.held):
-                values["ndcg@100"] = held_score(scored, unit, config, tracks, split, frames, fabric.device)
+                values["ndcg@100"] = held_score(scored, unit, config, tracks, split, frames, fabric)
                 if patience.update(values["ndcg@100"]) and stage.keep == "best":
                     best = _copy(scored)
         if lonely_batches:
@@ -335,15 +348,16 @@ def margin_at(stage: StageConfig, step: int, steps: int) -> float:
 
 
 def held_score(
-    encoder: Encoder, unit: Unit, config: Config, tracks: Tracks, split: Split, frames: Frames, device: torch.device
+    encoder: Encoder, unit: Unit, config: Config, tracks: Tracks, split: Split, frames: Frames, fabric: Fabric
 ) -> float:
     """nDCG@100 of the held-out tracks among themselves, by cosine."""
     assert tracks.artists is not None
     was_training = encoder.training
-    vectors = embed(encoder, frames, *of_rows(tracks, split.held), unit.member, unit.seed(config, 0), device)
+    rows, lengths = of_rows(tracks, split.held)
+    vectors = embed(encoder, frames, rows, lengths, unit.member, unit.seed(config, 0), fabric.device, fabric)
     encoder.train(was_training)
     k = min(METRIC_K, len(vectors) - 1)
-    near = top_k(l2_normalise(vectors), k=k, device=device).indices
+    near = top_k(l2_normalise(vectors), k=k, device=fabric.device).indices
     return float(np.nanmean(ndcg_per_query(near, tracks.artists[split.held], k=METRIC_K)))
 
 
