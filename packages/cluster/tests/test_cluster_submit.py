@@ -37,6 +37,10 @@ class Config:
     data: Data = field(default_factory=Data)
     fabric: Fabric = field(default_factory=Fabric)
 
+    def __post_init__(self) -> None:
+        if self.fabric.devices > 1 and self.layers == 1:
+            raise ValueError("fabric.devices: found more than 1, and 1 layer is nothing to share")
+
 
 @submittable
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
@@ -112,6 +116,8 @@ def test_several_processes_need_a_solution_that_shares_its_work(tmp_path: Path) 
     asked = SlurmConfig(nodes=2, gpus=4, dry_run=True)
     with pytest.raises(ConfigError, match=r"found 8 processes \(2 nodes, 4 gpus each\).*folds-apart"):
         submit.submit_to_slurm(train, values, asked, None)
+    with pytest.raises(ConfigError, match=r"found 8 processes, but this preset trains in one: .* 1 layer"):
+        submit.submit_to_slurm(shared, values | {"config": Config(layers=1)}, asked, None)
     submit.submit_to_slurm(shared, values, asked, None)
     text = submit.script_of(tmp_path / "run.slurm", asked, Config())
     assert "#SBATCH --ntasks-per-node=4" in text

@@ -157,6 +157,8 @@ def submit_to_slurm(
             f"slurm: found {processes} processes ({slurm.nodes} nodes, {slurm.gpus} gpus each), but this solution "
             "trains in one; ask for 1 node and at most 1 gpu, and let folds run beside each other: --slurm.folds-apart"
         )
+    if processes > 1:
+        check_shared(values["config"], processes)
     parts = split_folds(values["config"], run) if slurm.folds_apart else [Part(values["config"], run, None)]
     folder = notes_folder(run)
     name = f"{verb.__module__}:{verb.__qualname__}"
@@ -189,6 +191,18 @@ def submit_to_slurm(
     program = verb.__module__.partition(".")[0].replace("_", "-")
     say(f"submitted: {', '.join(str(one.job_id) for one in queued)}; logs in {folder}")
     say(f"next: {program} job status --run {values['run']}")
+
+
+def check_shared(config: Any, processes: int) -> None:
+    """Ask the configuration whether it knows what several processes would share, before a queue is waited for.
+
+    Raises:
+        ConfigError: it does not, in its own words.
+    """
+    try:
+        dataclasses.replace(config, fabric=dataclasses.replace(config.fabric, devices=processes))
+    except ValueError as error:
+        raise ConfigError(f"slurm: found {processes} processes, but this preset trains in one: {error}") from error
 
 
 def split_folds(config: Any, run: Path) -> list[Part]:
