@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from ntua_lab.config import Config, InputConfig, Member, NetworkConfig
 from ntua_lab.data import AXES
 from ntua_lab.inputs import Inputs
 from ntua_lab.model import Network, build_network
+
+if TYPE_CHECKING:
+    from kit_train.ranks import Ranks
 
 ANSWER_BATCH = 32
 
@@ -69,23 +72,37 @@ def place_answers(found: dict[str, Floats], classes: int, n: int) -> Floats:
     return answers
 
 
-def network_answers(network: Network, inputs: Inputs, indices: Int64, classes: int) -> Floats:
-    """Return the answers of a network, averaged over the windows of each clip: float64[indices, classes + 3]."""
+def network_answers(
+    network: Network, inputs: Inputs, indices: Int64, classes: int, ranks: "Ranks | None" = None
+) -> Floats:
+    """Return the answers of a network, averaged over the windows of each clip: float64[indices, classes + 3].
+
+    Several `ranks` share the batches, and each gets all answers.
+    """
     device = next(network.parameters()).device
     network.eval()
     lengths = inputs.pack.lengths[inputs.rows[indices]]
     order = np.argsort(-lengths, kind="stable")  # batches of near-equal length
     size = 4 if inputs.chunk else ANSWER_BATCH  # a clip of 30 s in chunks is a batch of its own kind
+    batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
+    mine = batches
+    if ranks is not None and ranks.size > 1:
+        from kit_train.ranks import batches_of_rank, gather_rows  # here: loads Lightning, which `infer` does not need
+
+        mine = batches_of_rank(batches, ranks.rank, ranks.size)
     found: dict[str, Floats] = {}
     with torch.inference_mode():
-        for begin in range(0, len(order), size):
-            places = order[begin : begin + size]
+        for places in mine:
             x, mask, owner = inputs.covering(indices[places])
             x, mask = x.to(device), mask.to(device)
             for name, logits in network(network.standardise(x, mask), mask).items():
                 values = logits.float().softmax(dim=1) if name == "genre" else logits.float().sigmoid()
                 mean = _mean_by(values.double().cpu(), owner, len(places)).numpy()
                 found.setdefault(name, np.zeros((len(indices), *mean.shape[1:])))[places] = mean
+    if ranks is not None and ranks.size > 1 and batches:
+        read = np.concatenate([*mine, np.zeros(0, np.int64)])
+        nothing = np.zeros(len(indices))  # of a rank without a batch
+        found = {name: gather_rows(found.get(name, nothing)[read], read, len(indices)) for name in network.heads}
     return place_answers(found, classes, len(indices))
 
 

@@ -18,7 +18,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
-from kit_core.run import RunFolder
+from kit_train.parallel import in_ranks, open_run
 from ntua_lab.config import Config
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
@@ -71,6 +71,7 @@ def explore(data: Path, out: Path, seed: int = 0) -> None:
 
 
 @submittable
+@in_ranks
 def train(preset: str, config: Config, data: Path, run: Path, start: Path | None = None, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data into a run folder; --start: the run that transfer begins with."""
     from ntua_lab import data as official
@@ -79,8 +80,14 @@ def train(preset: str, config: Config, data: Path, run: Path, start: Path | None
 
     clips = official.load(data)  # before the run folder is made: bad data leave nothing behind
     hashes = {"data": clips.fingerprint} | ({"start": str(start)} if start else {})
-    with RunFolder.create(
-        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
+    with open_run(
+        run,
+        config=config,
+        preset=preset,
+        data_hashes=hashes,
+        seed=config.seed,
+        resume=resume,
+        parallel=config.shares_batches,
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")

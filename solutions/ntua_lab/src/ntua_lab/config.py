@@ -189,5 +189,11 @@ class Config:
             raise ValueError("train: time_mask, ema and label_smoothing must be in [0, 1)")
         if self.task == "joint" and self.members != ("network",):
             raise ValueError("members: the task 'joint' is for the network alone")
-        if self.fabric.devices != 1:
-            raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: these networks fit one device")
+        if self.fabric.devices != 1 and not self.shares_batches:
+            what = "batches are learnt by heart" if train.overfit_batch else f"no network in {list(self.members)}"
+            raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: {what}")
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether several processes have something to share: a network is trained in batches."""
+        return "network" in self.members and not self.train.overfit_batch

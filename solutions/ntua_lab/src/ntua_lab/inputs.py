@@ -53,13 +53,19 @@ class Inputs:
         start = generator.integers(0, lengths - taken + 1)
         return self._tensors(*self.pack.gather(self.rows[indices], start=start, length=taken, pad_to=self.chunk))
 
+    def windows(self, indices: Int64) -> Int64:
+        """Return how many windows cover each clip, int64[indices]."""
+        if not self.chunk:
+            return np.ones(len(indices), np.int64)
+        return np.maximum(1, -(-self.pack.lengths[self.rows[indices]] // self.chunk))
+
     def covering(self, indices: Int64) -> tuple[Tensor, Tensor, Tensor]:
         """Return windows that cover every clip, their mask, and the place of each one's clip, int64[windows]."""
         if not self.chunk:
             return *self.whole(indices), torch.arange(len(indices))
         owner, start, taken = [], [], []
-        for place, length in enumerate(self.pack.lengths[self.rows[indices]].tolist()):
-            windows = max(1, -(-length // self.chunk))
+        lengths = self.pack.lengths[self.rows[indices]]
+        for place, (length, windows) in enumerate(zip(lengths.tolist(), self.windows(indices).tolist(), strict=True)):
             last = max(0, length - self.chunk)
             start += np.linspace(0, last, windows).round().astype(int).tolist()
             owner += [place] * windows

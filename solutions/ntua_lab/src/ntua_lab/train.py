@@ -5,19 +5,25 @@ last whole epoch; (2) with `transfer` the backbone and the standardisation come 
 are random; (3) otherwise all weights are random, and with `warm_up` the backbone first learns without labels. Every
 epoch draws from a seed of its own, so that on a CPU a resumed run ends with the same bits as an unbroken one.
 
+Several processes (`--fabric.devices 2`) each compute their share of every batch of a network; all of them walk through
+this file. What is not shared, statistics and the models on them, rank 0 makes for all.
+
 What a fold leaves in `models/foldK/` (or `models/whole/`) is what `infer` needs: one file for each unit.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -31,7 +37,18 @@ from kit_nn.averaging import WeightAverage
 from kit_splits.folds import assert_groups_whole, group_folds
 from kit_train.batches import bucketed_batches, random_batches
 from kit_train.fabric import launch
-from kit_train.ranks import stop_asked
+from kit_train.ranks import (
+    Ranks,
+    agreement,
+    batches_of_rank,
+    environment_ranks,
+    gather_rows,
+    gather_with_gradient,
+    seed_of_rank,
+    share_buffers,
+    share_of_batch,
+    stop_asked,
+)
 from kit_train.schedules import cosine, set_learning_rate
 from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.stopping import Patience
@@ -51,6 +68,7 @@ INNER_FOLDS = 5  # one of them is the inner validation part
 LEAST_BATCH = 2  # batch normalisation has no variance of one clip
 Floats = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+T = TypeVar("T")
 
 
 def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = None) -> dict[str, Any]:
@@ -81,7 +99,8 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
         return _overfit(config, clips, chosen, units[0], run, started)
 
     # 2. What models see.
-    table = statistics_for(config, clips, chosen)
+    ranks = environment_ranks()
+    table = _by_rank_0(ranks, "statistics over time", partial(statistics_for, config, clips, chosen))
     inputs = Inputs.of(clips, chosen, config.input) if "network" in config.members else None
 
     # 3. Units, fold by fold.
@@ -98,10 +117,11 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
                 network = fit_network(
                     config, unit, clips, inputs, chosen[fitted], groups, run, str(fold), folder, start
                 )
-                answers[held] = network_answers(network, inputs, chosen[held], len(clips.classes))
+                answers[held] = network_answers(network, inputs, chosen[held], len(clips.classes), ranks)
             else:
                 assert table is not None
-                answers[held] = _fit_pooled(config, unit, clips, chosen, table, fitted, held, folder)
+                fit = partial(_fit_pooled, config, unit, clips, chosen, table, fitted, held, folder)
+                answers[held] = _by_rank_0(ranks, unit.name, fit)
             run.log(unit=unit.name, fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"{unit.name}: fold {fold}, {len(fitted)} clips fitted, {time.monotonic() - since:.1f} s")
 
@@ -157,7 +177,7 @@ def fit_network(
     if path.exists():
         return load_network(path)[0]
     settings = config.train
-    fabric = launch(config.fabric)
+    fabric, ranks = launch(config.fabric), environment_ranks()
     seed = mixed_seed(config.seed, *unit.name.encode(), *fold.encode())
     torch.manual_seed(seed)
     learnt, inner = _inner_split(fitted, groups, settings.patience, config.data.seed)
@@ -189,6 +209,14 @@ def fit_network(
     patience = Patience(max(settings.patience, 1), "min")
     per_epoch = -(-len(learnt) // settings.batch)
     bands = 0 if config.input.features == "chroma" else MEL_ROWS
+    least = LEAST_BATCH
+    if ranks.size > 1 and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
+        least *= ranks.size  # each rank takes the statistics of its own clips
+        if min(settings.batch, len(learnt)) < least:
+            raise ConfigError(
+                f"train.batch: found {settings.batch} clips of {len(learnt)}, expected {least} or more: batch "
+                f"normalisation takes statistics of {LEAST_BATCH} clips on each of {ranks.size} ranks"
+            )
     first, step = 0, 0
     state_path = run.file("state", f"{fold}-{unit.name}.pt")
     if state_path.exists():
@@ -201,7 +229,11 @@ def fit_network(
             average.load_state_dict(state["average"])
         first, step = state["epoch"], state["step"]
     elif settings.warm_up:
-        losses = warm_up(network, inputs, learnt, settings, bands, mixed_seed(seed, settings.warm_up))
+        learn = partial(warm_up, network, inputs, learnt, settings, bands, mixed_seed(seed, settings.warm_up))
+        losses = _by_rank_0(ranks, "warm-up", learn)
+        if ranks.size > 1:
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, src=0)
         run.log(unit=unit.name, fold=fold, warm_up_loss=losses)
 
     with Tracker(run, prefix=f"{fold}-{unit.name}") as tracker:
@@ -212,33 +244,42 @@ def fit_network(
             torch.manual_seed(epoch_seed)
             generator, draws = np.random.default_rng(epoch_seed), torch.Generator().manual_seed(epoch_seed)
             network.train()
-            losses = []
+            losses, answered = [], set[str]()
             batches = _batches(inputs, learnt, settings.batch, epoch_seed)
+            batches = [rows for rows in batches if len(rows) >= min(least, len(learnt))]
             for number, rows in enumerate(batches):
-                if len(rows) < LEAST_BATCH <= len(learnt):
-                    continue
                 factor = cosine(step, settings.epochs * per_epoch, warmup=0.1) if settings.schedule == "cosine" else 1.0
                 set_learning_rate(optimizer, factor)
+                seed_of_rank(fabric, mixed_seed(epoch_seed, number))
+                # Every rank reads and augments the whole batch, 4 % of the time of a step: windows, masks and
+                # partners are then those of one process.
                 x, mask = inputs.random(rows, generator)
                 wanted = {name: target[rows] for name, target in targets.items()}
                 x, mask = x.to(fabric.device), mask.to(fabric.device)
                 x = augment(network.standardise(x, mask), settings, bands, draws)
                 if settings.mixup:
                     x, mask, wanted = mix(x, mask, wanted, settings.mixup, generator)
-                loss, _ = criterion(module(x, mask), {name: t.to(fabric.device) for name, t in wanted.items()})
-                fabric.backward(loss / config.fabric.accumulate)
-                if (number + 1) % config.fabric.accumulate == 0 or number + 1 == len(batches):
+                accumulating = (number + 1) % config.fabric.accumulate != 0 and number + 1 < len(batches)
+                with fabric.no_backward_sync(module, enabled=accumulating):
+                    logits = _logits_of_batch(module, x, mask, fabric)
+                    loss, parts = criterion(logits, {name: t.to(fabric.device) for name, t in wanted.items()})
+                    fabric.backward(loss / config.fabric.accumulate)
+                answered |= parts.keys()
+                if not accumulating:
+                    _forget_unanswered(network, answered)
                     nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
+                    answered = set()
                     if average is not None:
                         average.update(network)
                 step += 1
                 losses.append(float(loss.detach()))
+            share_buffers(fabric, network, *([] if average is None else [average.module]))
             facts: dict[str, object] = {"train_loss": float(np.mean(losses))}
             best = not settings.patience
             if settings.patience:
-                facts["inner_loss"] = _loss_of(judged, criterion, inputs, inner, targets)
+                facts["inner_loss"] = _loss_of(judged, criterion, inputs, inner, targets, ranks)
                 best = patience.update(float(facts["inner_loss"]))  # type: ignore[arg-type]  # a float, from the line above
             tracker.log(epoch + 1, **facts)
             if best:
@@ -345,25 +386,79 @@ def _inner_split(fitted: Int64, groups: Sequence[str], patience: int, seed: int)
     return fitted[~inner], fitted[inner]
 
 
+def _logits_of_batch(module: nn.Module, x: Tensor, mask: Tensor, fabric: Fabric) -> dict[str, Tensor]:
+    """Logits of a whole batch on every rank, each of which computes its share; those of the others carry no gradient.
+
+    The loss is then that of the batch, also where it compares clips (the order of targets) or where clips have answers
+    for some heads only.
+    """
+    if fabric.world_size == 1:
+        found: dict[str, Tensor] = module(x, mask)
+        return found
+    part = share_of_batch(np.arange(len(x)), fabric.global_rank, fabric.world_size)
+    places = torch.from_numpy(part.rows).to(x.device)
+    own = {name: logits.float() for name, logits in module(x[places], mask[places]).items()}
+    widths = [logits.shape[1] if logits.dim() == 2 else 1 for logits in own.values()]
+    table = torch.cat([logits.reshape(len(places), -1) for logits in own.values()], dim=1)
+    columns = zip(own.items(), gather_with_gradient(fabric, table, len(x)).split(widths, dim=1), strict=True)
+    return {name: column if logits.dim() == 2 else column[:, 0] for (name, logits), column in columns}
+
+
+def _forget_unanswered(network: Network, answered: set[str]) -> None:
+    """Take its gradient from a head that no clip of a step had an answer for: one process has none, DDP leaves 0.
+
+    The optimizer passes over a head without gradient, but decays the weights of one whose gradient is 0.
+    """
+    for name, head in network.heads.items():
+        if name not in answered:
+            for parameter in head.parameters():
+                parameter.grad = None
+
+
+def _by_rank_0(ranks: Ranks, what: str, make: Callable[[], T]) -> T:
+    """Let rank 0 do what is not shared, while the others wait, and return its result on every rank."""
+    if ranks.size == 1:
+        return make()
+    found: list[Any] = [None]
+    with agreement(what):
+        if ranks.rank == 0:
+            found = [make()]
+    dist.broadcast_object_list(found, src=0)
+    made: T = found[0]
+    return made
+
+
 def _loss_of(
-    network: nn.Module, criterion: MultitaskLoss, inputs: Inputs, indices: Int64, targets: dict[str, Tensor]
+    network: nn.Module,
+    criterion: MultitaskLoss,
+    inputs: Inputs,
+    indices: Int64,
+    targets: dict[str, Tensor],
+    ranks: Ranks,
 ) -> float:
     """The loss on clips as they are, windows counted alike; without smoothing and learnt weights."""
     device = next(network.parameters()).device
     plain = MultitaskLoss(criterion.scales, kind=criterion.kind)
     network.eval()
-    logits: dict[str, list[Tensor]] = {name: [] for name in targets}
-    wanted: dict[str, list[Tensor]] = {name: [] for name in targets}
+    windows = inputs.windows(indices)
+    of_clip = np.split(np.arange(windows.sum()), np.cumsum(windows)[:-1])
+    batches = [np.arange(begin, min(begin + 8, len(indices))) for begin in range(0, len(indices), 8)]
+    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in targets}
+    read = [np.zeros(0, np.int64)]  # windows, in the order of `logits`
     with torch.inference_mode():
-        for begin in range(0, len(indices), 8):
-            rows = indices[begin : begin + 8]
-            x, mask, owner = inputs.covering(rows)
+        for places in batches_of_rank(batches, ranks.rank, ranks.size):
+            x, mask, _ = inputs.covering(indices[places])
             x, mask = x.to(device), mask.to(device)
             for name, output in network(network.standardise(x, mask), mask).items():  # type: ignore[operator]  # a Network
-                logits[name].append(output.float().cpu())
-                wanted[name].append(targets[name][rows][owner])
-        both = ({name: torch.cat(parts) for name, parts in one.items()} for one in (logits, wanted))
-        return float(plain(*both)[0])
+                logits[name].append(output.float().cpu().numpy())
+            read += [of_clip[place] for place in places.tolist()]
+        seen = np.concatenate(read)
+        gathered = {
+            name: torch.from_numpy(gather_rows(np.concatenate(parts) if parts else seen, seen, int(windows.sum())))
+            for name, parts in logits.items()
+        }
+        owner = np.repeat(indices, windows)
+        return float(plain(gathered, {name: target[owner] for name, target in targets.items()})[0])
 
 
 def _take_over(network: Network, config: Config, start: Path, run: RunFolder) -> None:

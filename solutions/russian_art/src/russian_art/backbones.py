@@ -22,7 +22,7 @@ from kit_core.config import did_you_mean
 from kit_core.console import say
 from kit_core.errors import ConfigError, DataError, Problems
 from kit_core.run import hash_file
-from russian_art.config import Precision
+from russian_art.config import Config, Precision
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 M = TypeVar("M", bound=nn.Module)
@@ -185,6 +185,11 @@ def inside(aspect: float, size: int) -> tuple[slice, slice]:
     width, height = max(1, round(size * min(1.0, aspect))), max(1, round(size * min(1.0, 1 / aspect)))
     top, left = (size - height) // 2, (size - width) // 2
     return slice(top, top + height), slice(left, left + width)
+
+
+def pick_device(config: Config) -> torch.device:
+    """Return where backbones run in one process: a GPU where there is one and the configuration allows it."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.fabric.accelerator != "cpu" else "cpu")
 
 
 def placed(model: M, device: torch.device | str) -> M:

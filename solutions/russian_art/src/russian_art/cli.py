@@ -14,7 +14,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
-from kit_core.run import RunFolder
+from kit_train.parallel import in_ranks, open_run
 from russian_art import data as official
 from russian_art import sample as samples
 from russian_art.config import Config
@@ -49,6 +49,7 @@ def weights(out: Path, wheels: Path | None = None) -> None:
 
 
 @submittable
+@in_ranks
 def train(
     preset: str,
     config: Config,
@@ -70,8 +71,14 @@ def train(
     found = find_all_weights(config, weights)
     art = official.load(data, "train")
     hashes = {"train": art.fingerprint} | {f"weights of {name}": one.digest for name, one in found.items()}
-    with RunFolder.create(
-        run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume
+    with open_run(
+        run,
+        config=config,
+        preset=preset,
+        data_hashes=hashes,
+        seed=config.seed,
+        resume=resume,
+        parallel=config.shares_batches,
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")

@@ -135,6 +135,16 @@ class BlendConfig:
 
 
 @dataclass(frozen=True)
+class FabricConfig:
+    """Where a run computes; precision is a matter of the features and of the network."""
+
+    devices: int = 1
+    """Processes, one a device; more than one share the batches of the networks."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run.
 
@@ -151,10 +161,19 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether several processes have something to share: a network is trained in batches."""
+        return "network" in self.members
 
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) != len(self.members):
             raise ValueError(f"members: found {list(self.members)}, expected one or more different models")
+        if self.fabric.devices < 1 or (self.fabric.devices > 1 and not self.shares_batches):
+            one = "1 or more" if self.shares_batches else f"1: no network in {list(self.members)}"
+            raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected {one}")
         if self.data.folds < 2:
             raise ValueError(f"data.folds: found {self.data.folds}, expected 2 or more")
         if isinstance(self.data.fold, int) and not 0 <= self.data.fold < self.data.folds:

@@ -6,27 +6,45 @@ regression, so that epoch 0 scores exactly what the probe scores (LP-FT, Kumar e
 
 Every epoch draws its order, mirrors, crops and dropout from a seed of its own, so that a resumed run on a CPU has the
 same bits as an unbroken one. The validation is never augmented.
+
+Of several processes each computes every n-th row of a batch, with the draws that the row has in one process; dropout
+differs between them, and batch normalisation, where it learns, takes the statistics of a process's own rows.
 """
 
 import copy
 import io
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kit_core.atomic import write_bytes
 from kit_core.console import progress
-from kit_core.errors import DataError
+from kit_core.errors import ConfigError, DataError
+from kit_core.interrupt import Interrupted
 from kit_metrics import macro_f1
+from kit_train.config import FabricConfig
+from kit_train.fabric import launch
+from kit_train.ranks import (
+    Share,
+    batches_of_rank,
+    gather_rows,
+    mean_of_ranks,
+    seed_of_rank,
+    share_buffers,
+    share_of_batch,
+    stop_asked,
+)
 from russian_art.backbones import Normalisation, Weights, autocast, check_size, create, normalisation, placed, to_images
 from russian_art.baseline import fit_logistic
 from russian_art.config import NetworkConfig, Precision, StageConfig
@@ -39,8 +57,11 @@ Log = Callable[..., None]
 class Inputs(Protocol):
     """Where a network's batches come from."""
 
-    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-        """Return a batch for training, augmented by draws from the generator."""
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator, mine: Share | None = None) -> Tensor:
+        """Return a batch for training, augmented by draws from the generator; of several ranks' batch the own places.
+
+        The draws are those of the whole batch, so that a row gets the same whatever the number of ranks.
+        """
         ...
 
     def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
@@ -59,13 +80,14 @@ class Images:
     flip: bool
     crop: float
 
-    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator, mine: Share | None = None) -> Tensor:
         """Return images float32[n, 3, size, size], each mirrored with chance 1/2 and cropped by its own rectangle."""
-        images = self.plain(rows)
+        places = np.arange(len(rows)) if mine is None else mine.rows
+        images = self.plain(rows[places])
         if self.flip:
-            chosen = torch.rand(len(rows), generator=generator) < 0.5
+            chosen = (torch.rand(len(rows), generator=generator) < 0.5)[torch.from_numpy(places)]
             images[chosen.to(images.device)] = images[chosen.to(images.device)].flip(3)
-        return random_crops(images, self.crop, generator) if self.crop < 1 else images
+        return random_crops(images, self.crop, generator, len(rows), places) if self.crop < 1 else images
 
     def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
         """Return images float32[n, 3, size, size]."""
@@ -83,24 +105,43 @@ class Maps:
     trained: int
     device: torch.device
 
-    def training(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+    def training(self, rows: NDArray[np.int64], generator: torch.Generator, mine: Share | None = None) -> Tensor:
         """Return the lower half's output for one random view of each image."""
-        view = torch.randint(self.trained, (len(rows),), generator=generator).tolist()
-        return torch.stack([self.maps[v][row] for v, row in zip(view, rows.tolist(), strict=True)]).to(self.device)
+        view = torch.randint(self.trained, (len(rows),), generator=generator).numpy()
+        places = np.arange(len(rows)) if mine is None else mine.rows
+        chosen = zip(view[places].tolist(), rows[places].tolist(), strict=True)
+        return torch.stack([self.maps[v][row] for v, row in chosen]).to(self.device)
 
     def plain(self, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
         """Return the lower half's output for the images as they are, or mirrored."""
         return self.maps[int(mirrored)][torch.from_numpy(rows)].to(self.device)
 
 
-def random_crops(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Cut a random rectangle of at least `smallest` of the area, sides 3:4 to 4:3, and stretch it."""
+def random_crops(
+    images: Tensor,
+    smallest: float,
+    generator: torch.Generator,
+    drawn: int | None = None,
+    places: NDArray[np.int64] | None = None,
+) -> Tensor:
+    """Cut a random rectangle of at least `smallest` of the area, sides 3:4 to 4:3, and stretch it.
+
+    Args:
+        images: [n, 3, h, w].
+        drawn: images that rectangles are drawn for; by default n.
+        places: int64[n], those of `images` among them.
+    """
     n = len(images)
-    area = smallest + (1 - smallest) * torch.rand(n, generator=generator)
-    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(n, generator=generator) - 1))
+    own = torch.arange(n) if places is None else torch.from_numpy(places)
+
+    def draw() -> Tensor:
+        return torch.rand(drawn or n, generator=generator)[own]
+
+    area = smallest + (1 - smallest) * draw()
+    ratio = torch.exp(math.log(4 / 3) * (2 * draw() - 1))
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    x = (1 - width) * (2 * torch.rand(n, generator=generator) - 1)
-    y = (1 - height) * (2 * torch.rand(n, generator=generator) - 1)
+    x = (1 - width) * (2 * draw() - 1)
+    y = (1 - height) * (2 * draw() - 1)
     zero = torch.zeros(n)
     theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1).to(images.device)
     grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
@@ -127,9 +168,15 @@ def make_network(
     return ArtNetwork(backbone, build_head(config.head, width, top_of, genre_of), config.frozen_parts)
 
 
-def make_inputs(config: NetworkConfig, network: ArtNetwork, pixels: NDArray[np.uint8], seed: int) -> Inputs:
-    """Return the batches of a network; with frozen parts, run the lower half over every view of every image now."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def make_inputs(
+    config: NetworkConfig, network: ArtNetwork, pixels: NDArray[np.uint8], seed: int, fabric: Fabric | None = None
+) -> Inputs:
+    """Return the batches of a network; with frozen parts, run the lower half over every view of every image now.
+
+    The ranks of the `fabric` (by default one) share that work, and each keeps all maps.
+    """
+    fabric = fabric or launch(FabricConfig())
+    device = fabric.device
     norm = normalisation(network.backbone)
     images = Images(pixels, config.size, norm, device, config.flip, config.crop)
     if not config.frozen_parts:
@@ -141,12 +188,20 @@ def make_inputs(config: NetworkConfig, network: ArtNetwork, pixels: NDArray[np.u
     starts = range(0, len(pixels), EVALUATION_BATCH)
     with torch.inference_mode():
         for view in range(kept):
-            made = []
+            made, read = [], []
             for start in progress(starts, label=f"frozen parts, view {view + 1} of {kept}"):
                 rows = np.arange(start, min(start + EVALUATION_BATCH, len(pixels)))
-                batch = images.plain(rows, mirrored=view == 1) if view < 2 else images.training(rows, generator)
-                made.append(network.lower(batch).float().cpu())
-            maps.append(torch.cat(made))
+                mine = share_of_batch(np.arange(len(rows)), fabric.global_rank, fabric.world_size)
+                own = rows[mine.rows]
+                batch = images.plain(own, mirrored=view == 1) if view < 2 else images.training(rows, generator, mine)
+                if mine.weight:
+                    made.append(network.lower(batch).float().cpu())
+                    read.append(own)
+            whole = torch.cat(made)
+            if fabric.world_size > 1:
+                gathered = gather_rows(whole.numpy(), np.concatenate(read), len(pixels))
+                whole = torch.from_numpy(gathered).contiguous(memory_format=torch.channels_last)
+            maps.append(whole)
     return Maps(maps, config.views, device)
 
 
@@ -164,13 +219,26 @@ def fit_network(
     state_path: Path,
     weights_path: Path,
     log: Log,
+    fabric: Fabric | None = None,
 ) -> NDArray[np.float64]:
     """Train on the rows `fitted`, keep the weights, and return the logits float64[held, labels] of the rows `held`.
 
     `label` int64[n] names the label of every row, `tops` int64[labels] the top of every label. `C`
     is that of the probe which starts the head. `state_path` is read where it exists and removed in the end.
+    The ranks of the `fabric` (by default one) share the batches, and each gets all logits.
+
+    Raises:
+        ConfigError: batches too small for the number of ranks.
+        Interrupted: somebody asked to stop.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fabric = fabric or launch(FabricConfig())
+    device, alone = fabric.device, fabric.world_size == 1
+    least = 2 * fabric.world_size
+    if not (alone or config.frozen_norm) and min(config.batch, len(fitted)) < least:
+        raise ConfigError(
+            f"network.batch: found {config.batch} of {len(fitted)} pictures, expected {least} or more: batch "
+            f"normalisation takes the statistics of two pictures on each of {fabric.world_size} ranks"
+        )
     network = placed(network, device)
     top_of = torch.from_numpy(np.array(tops)).to(device)
     target = torch.from_numpy(label).to(device)
@@ -179,9 +247,9 @@ def fit_network(
 
     torch.manual_seed(seed)
     if config.start == "probe":
-        features = _features(network, inputs, fitted)
-        solved = fit_logistic(features, label[fitted], n_labels, C)
-        network.start_head(*solved.plain())
+        features = _features(network, inputs, fitted, fabric)
+        solved: Any = fit_logistic(features, label[fitted], n_labels, C).plain() if fabric.global_rank == 0 else None
+        network.start_head(*fabric.broadcast(solved))
     running = copy.deepcopy(network) if config.ema else None  # the mean of the weights
     judged = running if running is not None else network
     forward = torch.compile(_trained_forward) if config.compile else _trained_forward
@@ -198,7 +266,7 @@ def fit_network(
             optimizer = _optimizer(stages[position[0]], network)
             optimizer.load_state_dict(state["optimizer"])
     else:
-        best = _validate(config, judged, inputs, target, held, top_of, log, stage=0, epoch=0)
+        best = _validate(config, judged, inputs, target, held, top_of, log, fabric, stage=0, epoch=0)
         _keep(judged, weights_path)
 
     for number, stage in enumerate(stages):
@@ -209,6 +277,10 @@ def fit_network(
             optimizer, step = _optimizer(stage, network), 0
         assert optimizer is not None
         steps = stage.epochs * max(1, len(fitted) // config.batch)
+        trained: Callable[[Tensor], Tensor] = partial(forward, network, head_only=stage.trained == "head")
+        if not alone and first_epoch < stage.epochs:
+            learning = network.head if stage.trained == "head" else network
+            trained = fabric.setup_module(_Trained(learning, trained), move_to_device=False)
         for epoch in range(first_epoch, stage.epochs):
             epoch_seed = _mixed(seed, number, epoch)
             torch.manual_seed(epoch_seed)
@@ -223,13 +295,17 @@ def fit_network(
                 rows = order[start : start + config.batch]
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * _schedule(stage, step, steps)
-                batch = inputs.training(rows, generator)
+                part = share_of_batch(np.arange(len(rows)), fabric.global_rank, fabric.world_size)
+                own = rows[part.rows]
+                seed_of_rank(fabric, _mixed(epoch_seed, start))
+                batch = inputs.training(rows, generator, part)
                 with autocast(device, config.precision):
-                    logits = forward(network, batch, stage.trained == "head")
-                wanted = target[torch.from_numpy(rows).to(device)]
+                    logits = trained(batch)
+                wanted = target[torch.from_numpy(own).to(device)]
                 loss = label_loss(logits, wanted, top_of, config.hierarchy_weight, config.label_smoothing)
+                loss = loss * part.weight
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                fabric.backward(loss)
                 if config.clip:
                     nn.utils.clip_grad_norm_(network.parameters(), config.clip)
                 optimizer.step()
@@ -237,12 +313,16 @@ def fit_network(
                 if running is not None:
                     _follow(running, network, min(config.ema, (1 + step) / (10 + step)))
                 losses.append(float(loss.detach()))
-                predicted.append(logits.detach().argmax(dim=1).cpu().numpy())
-                seen.append(label[rows])
+                if part.weight:
+                    predicted.append(logits.detach().argmax(dim=1).cpu().numpy())
+                    seen.append(start + part.rows)
+            share_buffers(fabric, network, *([] if running is None else [running]))
+            learnt = order[: starts[-1] + config.batch]
+            guessed = _gathered(predicted, seen, len(learnt))
             score = _validate(
-                config, judged, inputs, target, held, top_of, log,
-                stage=number + 1, epoch=epoch + 1, train_loss=float(np.mean(losses)),
-                train_macro_f1=macro_f1(np.concatenate(seen), np.concatenate(predicted), n_labels),
+                config, judged, inputs, target, held, top_of, log, fabric,
+                stage=number + 1, epoch=epoch + 1, train_loss=mean_of_ranks(fabric, float(np.mean(losses))),
+                train_macro_f1=macro_f1(label[learnt], guessed, n_labels),
             )  # fmt: skip
             if config.keep == "last" or score > best:
                 _keep(judged, weights_path)
@@ -257,28 +337,63 @@ def fit_network(
                 "optimizer": optimizer.state_dict() if after[0] == number else None,
             }
             _save_state(state, state_path)
+            if stop_asked(fabric, 0):
+                raise Interrupted(f"{state_path}: stopped after epoch {epoch + 1}; continue with --resume")
 
     network.load_state_dict(load_file(weights_path, device=str(device)))
-    said = score_rows(network, inputs, held, config.flip_test, config.precision)
+    said = score_rows(network, inputs, held, config.flip_test, config.precision, fabric)
     state_path.unlink(missing_ok=True)
     return said
 
 
+class _Trained(nn.Module):
+    """What a stage trains, as the module whose gradients the ranks share, and how it answers a batch."""
+
+    def __init__(self, learning: nn.Module, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.learning = learning  # the head, or everything: DDP waits for every parameter that it knows
+        self.answer = answer
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.answer(batch)
+
+
 def score_rows(
-    network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], flip_test: bool, precision: Precision = "float32"
+    network: ArtNetwork,
+    inputs: Inputs,
+    rows: NDArray[np.int64],
+    flip_test: bool,
+    precision: Precision = "float32",
+    fabric: Fabric | None = None,
 ) -> NDArray[np.float64]:
-    """Return the logits float64[rows, labels], averaged with those of the mirror images for `flip_test`."""
+    """Return the logits float64[rows, labels], averaged with those of the mirror images for `flip_test`.
+
+    The ranks of the `fabric` share the batches, and each gets all answers.
+    """
     network.eval()
     out = []
+    mine = _evaluation_batches(len(rows), fabric)
     with torch.inference_mode(), autocast(next(network.parameters()).device, precision):
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            some = rows[start : start + EVALUATION_BATCH]
+        for places in mine:
+            some = rows[places]
             found = [
                 network.head(network.upper(_lower(network, inputs, some, mirrored)))
                 for mirrored in ((False, True) if flip_test else (False,))
             ]
             out.append(torch.stack(found).double().mean(dim=0).cpu().numpy())
-    return np.concatenate(out) if out else np.zeros((0, 0))
+    return _gathered(out, mine, len(rows))
+
+
+def _evaluation_batches(n: int, fabric: Fabric | None) -> list[NDArray[np.int64]]:
+    """The places that this rank evaluates, among n."""
+    batches = [np.arange(start, min(start + EVALUATION_BATCH, n)) for start in range(0, n, EVALUATION_BATCH)]
+    return batches if fabric is None else batches_of_rank(batches, fabric.global_rank, fabric.world_size)
+
+
+def _gathered(parts: Sequence[NDArray[Any]], places: Sequence[NDArray[np.int64]], n: int) -> NDArray[Any]:
+    """What all ranks found for their batches, in order."""
+    values = np.concatenate(parts) if parts else np.zeros((0, 0))
+    return gather_rows(values, np.concatenate([*places, np.zeros(0, np.int64)]), n)
 
 
 def _lower(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], mirrored: bool = False) -> Tensor:
@@ -286,13 +401,13 @@ def _lower(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], mirrore
     return batch if isinstance(inputs, Maps) else network.lower(batch)
 
 
-def _features(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _features(network: ArtNetwork, inputs: Inputs, rows: NDArray[np.int64], fabric: Fabric) -> NDArray[np.float32]:
     """What the head sees of images as they are, float32[rows, width]."""
     network.eval()
+    mine = _evaluation_batches(len(rows), fabric)
     with torch.inference_mode():
-        starts = range(0, len(rows), EVALUATION_BATCH)
-        found = [network.upper(_lower(network, inputs, rows[s : s + EVALUATION_BATCH])).float().cpu() for s in starts]
-    return torch.cat(found).numpy()
+        found = [network.upper(_lower(network, inputs, rows[places])).float().cpu().numpy() for places in mine]
+    return _gathered(found, mine, len(rows))
 
 
 def _trained_forward(network: ArtNetwork, batch: Tensor, head_only: bool) -> Tensor:
@@ -314,10 +429,11 @@ def _validate(
     held: NDArray[np.int64],
     top_of: Tensor,
     log: Log,
+    fabric: Fabric,
     **facts: Any,
 ) -> float:
     """Log the loss and macro F1 of the rows held out, not augmented, and return the latter."""
-    logits = torch.from_numpy(score_rows(network, inputs, held, flip_test=False, precision=config.precision))
+    logits = torch.from_numpy(score_rows(network, inputs, held, False, config.precision, fabric))
     wanted = target[torch.from_numpy(held).to(target.device)].cpu()
     loss = float(label_loss(logits, wanted, top_of.cpu(), config.hierarchy_weight, config.label_smoothing))
     score = macro_f1(wanted.numpy(), logits.argmax(dim=1).numpy(), len(top_of))

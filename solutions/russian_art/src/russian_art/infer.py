@@ -21,7 +21,7 @@ from kit_core.config import config_from_dict
 from kit_core.console import progress
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
-from russian_art.backbones import Weights, autocast, create, normalisation, placed, to_images
+from russian_art.backbones import Weights, autocast, create, normalisation, pick_device, placed, to_images
 from russian_art.baseline import Probe, restore, thumbnails, view_logits
 from russian_art.blend import Blend
 from russian_art.config import PROBES, Config
@@ -101,7 +101,7 @@ class FittedRun:
 
     def _features(self, pixels: NDArray[np.uint8], aspect: FloatArray) -> NDArray[np.float32]:
         wanted = self.config.features
-        device = _device().type
+        device = pick_device(self.config).type
         found = [
             [
                 extract(model, pixels, aspect, view, device, wanted.precision, label=f"{name}, {view.name}")
@@ -112,7 +112,7 @@ class FittedRun:
         return assemble(found, wanted.levels, wanted.views == "mean", wanted.root)
 
     def _network_logits(self, network: ArtNetwork, pixels: NDArray[np.uint8]) -> FloatArray:
-        device = _device()
+        device = pick_device(self.config)
         network = placed(network, device)
         norm = normalisation(network.backbone)
         out = []
@@ -148,10 +148,6 @@ def infer(runs: Sequence[FittedRun], art: Art) -> tuple[list[str], NDArray[np.in
     by_name = dict(zip(art.names, probabilities, strict=True))
     full = np.stack([prior if name in art.broken else by_name[name] for name in art.all_names])
     return art.all_names, ids, full
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _network(config: Config, backbone: str, labels: Labels, file: Path) -> ArtNetwork:

@@ -4,6 +4,9 @@ Start policy: a run begins from nothing. With `--resume`, (1) what a member said
 finished, (2) a network that was stopped goes on after its last whole epoch, (3) all else is computed from the seed, so
 that on a CPU the result has the same bits as that of a run that was never stopped.
 
+Several processes (`--fabric.devices 2`) each compute their share of every batch of a network; all of them walk through
+this file. Features and probes rank 0 makes for all.
+
 What `infer` needs is in `models/`: the probes, fitted once more on all pictures for `data.fold = "all"`; a network for
 each fold; the frozen backbones; and `blend.json`.
 """
@@ -12,8 +15,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +32,7 @@ from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_metrics import macro_f1, two_level_report
 from kit_splits.folds import assert_groups_whole
-from russian_art.backbones import Weights, create, find_weights
+from russian_art.backbones import Weights, create, find_weights, pick_device
 from russian_art.baseline import (
     Probe,
     choose_strength,
@@ -47,12 +51,15 @@ from russian_art.blend import cross_fitted, fit_blend, label_prior, plain_blend
 from russian_art.config import PROBES, Config, Member
 from russian_art.data import Art, stratified_folds
 from russian_art.features import assemble, cached, views
-from russian_art.finetune import fit_network, make_inputs, make_network
 from russian_art.plots import write_plots
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 FloatArray = NDArray[np.float64]
 Rows = NDArray[np.int64]
 BLEND, LABELS = "blend.json", "labels.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,13 @@ def train(
         raise ConfigError("training needs a train split, with train.csv")
     label, n_labels = art.label, len(art.labels)
     write_json(run.file("models", LABELS), list(art.labels.names))
+    fabric = None
+    if config.shares_batches:
+        from kit_train.config import FabricConfig  # here: these load Lightning, of which probes have no use
+        from kit_train.fabric import launch
+        from russian_art.finetune import fit_network, make_inputs, make_network
+
+        fabric = launch(FabricConfig(config.fabric.devices, config.fabric.accelerator))
 
     # 1. Folds: stratified, near-duplicates together.
     folds = stratified_folds(label, art.group, config.data.folds, config.data.seed)
@@ -119,15 +133,19 @@ def train(
     left_out = list(range(config.data.folds)) if config.data.fold == "all" else [config.data.fold]
     scored = np.flatnonzero(np.isin(folds, left_out))
 
-    # 2. Features of the frozen backbones, from the cache where it has them.
+    # 2. Features of the frozen backbones, from the cache where it has them; with several ranks only rank 0 has them.
     tables: dict[Member, NDArray[np.float32]] = {}
-    if "prior" in config.members:
-        tables["prior"] = np.zeros((len(art), 1, 1), dtype=np.float32)
-    if "pixels" in config.members:
-        tables["pixels"] = thumbnails(art.pixels, config.probe.pixels)[:, None]
-    if any(member in PROBES for member in config.members):
-        features = _features(config, art, weights, cache or run.path / "cache", run)
-        tables |= {member: features for member in config.members if member in PROBES}
+
+    def fill_tables() -> None:
+        if "prior" in config.members:
+            tables["prior"] = np.zeros((len(art), 1, 1), dtype=np.float32)
+        if "pixels" in config.members:
+            tables["pixels"] = thumbnails(art.pixels, config.probe.pixels)[:, None]
+        if any(member in PROBES for member in config.members):
+            features = _features(config, art, weights, cache or run.path / "cache", run)
+            tables.update({member: features for member in config.members if member in PROBES})
+
+    _on_rank_0(fabric, "features", fill_tables)
 
     # 3. Members, fold by fold.
     parameters: dict[str, int] = {}  # of one fold's model of every unit
@@ -144,18 +162,16 @@ def train(
                 logits[held], parameters[unit.name] = known["logits"], int(known["parameters"][0])
                 continue
             if unit.backbone is None:
-                X = tables[unit.member]
-                probe = _fit_probe(config, unit.member, X, label, art.group, fitted, n_labels, _logger(run, unit, fold))
-                logits[held], parameters[unit.name] = view_logits(probe, X[held]), probe.parameters
-                if config.data.fold != "all":
-                    _save_probe(probe, run.file("models", f"{unit.name}.safetensors"))
+                make = partial(_answer_by_probe, config, art, run, tables, unit, fitted, held, fold)
+                logits[held], parameters[unit.name] = _on_rank_0(fabric, unit.name, make)
             else:
+                assert fabric is not None
                 network = make_network(
                     config.network, unit.backbone, weights[unit.backbone], art.labels.top_of, art.labels.genre_of,
                     config.seed,
                 )  # fmt: skip
                 parameters[unit.name] = network.parameters_learnt(config.network.first, config.network.second)
-                inputs = inputs or make_inputs(config.network, network, art.pixels, config.seed)
+                inputs = inputs or make_inputs(config.network, network, art.pixels, config.seed, fabric)
                 logits[held] = fit_network(
                     config.network, network, inputs, label, art.labels.top_of, fitted, held,
                     C=config.probe.C[0],
@@ -163,6 +179,7 @@ def train(
                     state_path=run.file("state", f"{unit.name}-fold{fold}.pt"),
                     weights_path=run.file("models", f"{unit.name}-fold{fold}.safetensors"),
                     log=_logger(run, unit, fold),
+                    fabric=fabric,
                 )  # fmt: skip
             _save_arrays({"logits": logits[held], "parameters": np.array([parameters[unit.name]])}, path)
             seconds = time.monotonic() - since
@@ -207,7 +224,8 @@ def train(
         run.file("oof.safetensors"),
         {"names": names},
     )
-    write_plots(run.file("plots", "index.html").parent, art, scored, probabilities, report)
+    if fabric is None or fabric.global_rank == 0:
+        write_plots(run.file("plots", "index.html").parent, art, scored, probabilities, report)
     summary = {
         "metric": "macro_f1",
         "score": report["macro_f1"],
@@ -228,12 +246,26 @@ def train(
     return summary
 
 
+def _on_rank_0(fabric: "Fabric | None", what: str, make: Callable[[], T]) -> T:
+    """Let rank 0 do what is not shared, while the others wait, and return its result on every rank."""
+    if fabric is None or fabric.world_size == 1:
+        return make()
+    from kit_train.ranks import agreement
+
+    made: Any = None
+    with agreement(what):
+        if fabric.global_rank == 0:
+            made = make()
+    told: T = fabric.broadcast(made)
+    return told
+
+
 def _features(
     config: Config, art: Art, weights: dict[str, Weights], cache: Path, run: RunFolder
 ) -> NDArray[np.float32]:
     """Features float32[n, views, width] of every frozen backbone; the backbones are kept beside the probes."""
     wanted = config.features
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(config).type
     found = []
     for name in wanted.backbones:
         torch.manual_seed(config.seed)
@@ -248,6 +280,25 @@ def _features(
             ]
         )
     return assemble(found, wanted.levels, wanted.views == "mean", wanted.root)
+
+
+def _answer_by_probe(
+    config: Config,
+    art: Art,
+    run: RunFolder,
+    tables: dict[Member, NDArray[np.float32]],
+    unit: Unit,
+    fitted: Rows,
+    held: Rows,
+    fold: int,
+) -> tuple[FloatArray, int]:
+    """Fit a probe on the rows `fitted`; returns the logits [held, labels] of the others, and how much it learnt."""
+    assert art.label is not None
+    X, log = tables[unit.member], _logger(run, unit, fold)
+    probe = _fit_probe(config, unit.member, X, art.label, art.group, fitted, len(art.labels), log)
+    if config.data.fold != "all":
+        _save_probe(probe, run.file("models", f"{unit.name}.safetensors"))
+    return view_logits(probe, X[held]), probe.parameters
 
 
 def _fit_probe(
