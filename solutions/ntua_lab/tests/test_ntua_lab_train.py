@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import lightgbm as lgb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +58,9 @@ def test_pooled_models_from_data_to_score(
         [max(("Classical", "Electronic", "Rock"), key=lambda k: row[f"p_{k}"]) == row["class"] for row in answers]
     )
     assert right == pytest.approx(summary["score"])
+    if preset == "pooled-lightgbm":
+        trees = [lgb.Booster(model_file=path).dump_model() for path in (tmp_path / "run/models/fold0").glob("*.txt")]
+        assert summary["parameters"] == sum(tree["num_leaves"] for model in trees for tree in model["tree_info"])
     np.testing.assert_allclose([sum(row[f"p_{k}"] for k in _classes()) for row in answers], 1.0, atol=1e-6)
     out = tmp_path / "genres.txt"
     assert main(["infer", "--run", str(tmp_path / "run"), "--data", str(whole), "--out", str(out)]) == 0

@@ -420,13 +420,17 @@ def decode(stored: NDArray[Any], dtype: Dtype) -> Floats:
 
 def _decode_into(out: Floats, stored: NDArray[Any], dtype: Dtype) -> None:
     """Decode finite values: infinity as float16 would become a number, and the writer lets none pass."""
+    # Integers are widened by an assignment of their own: within a shift NumPy does that piece by piece in a buffer.
     if dtype == "bfloat16":
-        np.left_shift(stored, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+        wide = out.view(np.uint32)
+        wide[...] = stored
+        np.left_shift(wide, np.uint32(16), out=wide)
     elif dtype == "float16":
         # NumPy converts half floats one by one. Moving the bits of a whole array into place, the sign at the top, and
-        # mending the bias of the exponent by a factor is three times faster, and as exact.
+        # mending the bias of the exponent by a factor is three to four times faster, and as exact.
         bits = out.view(np.int32)
-        np.left_shift(stored.view(np.int16), np.int32(13), out=bits, dtype=np.int32)
+        bits[...] = stored.view(np.int16)
+        np.left_shift(bits, np.int32(13), out=bits)
         np.bitwise_and(bits, FLOAT16_BITS, out=bits)
         np.multiply(out, FLOAT16_BIAS, out=out)
     else:

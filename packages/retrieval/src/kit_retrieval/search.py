@@ -7,7 +7,9 @@ Equal scores are ordered by index, and exactly so: a matrix product rounds the s
 the tile, so pairs whose scores lie within its error bound of one another are computed again, alone and in float64.
 """
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from kit_core.errors import ConfigError
 
@@ -24,6 +27,7 @@ Engine = Literal["exact", "hnsw", "ivf"]
 
 SLACK = 28  # candidates kept beyond k, so that near ties at the border are decided without another pass
 CPU_TILE = 4096  # rows and columns of a tile: 64 MiB of scores
+FEW_THREADS = 4  # more threads get tiles of a quarter of that each
 GPU_QUERIES, GPU_GALLERY = 4096, 65536  # 1 GiB of scores
 CERTAIN = 6.2  # 2 exp(-CERTAIN² / 2) is 10^-8
 CPU_PAIR_VALUES, GPU_PAIR_VALUES = 1 << 17, 1 << 26  # of exact scores at once: 1 MiB in float64, the inner cache
@@ -81,7 +85,7 @@ def top_k(
         ValueError: shapes that do not fit, values that are not finite, a `k` below 1 or above what the gallery has.
         ConfigError: an engine of FAISS without FAISS.
 
-    Memory: a tile of scores (64 MiB; 1 GiB on a GPU) and 3 k pairs a query beside the vectors.
+    Memory: a tile of scores for each thread (64 MiB; 1 GiB on a GPU) and 3 k pairs a query beside the vectors.
     """
     of_itself = gallery is None
     Q = _vectors(queries, "queries")
@@ -222,39 +226,63 @@ def _true_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _search(q: torch.Tensor, g: torch.Tensor, K: int, mine: Integers, of_itself: bool) -> list[_Block]:
-    rows, columns = (GPU_QUERIES, GPU_GALLERY) if q.is_cuda else (CPU_TILE, CPU_TILE)
+    tile = CPU_TILE if torch.get_num_threads() <= FEW_THREADS else CPU_TILE // 2  # there is one for each thread
+    rows, columns = (GPU_QUERIES, GPU_GALLERY) if q.is_cuda else (tile, tile)
     blocks = [_Block(start, min(start + rows, len(q)), K, q.device) for start in range(0, len(q), rows)]
     own = torch.from_numpy(mine).to(q.device)
-    buffer = torch.empty(min(rows, len(q)) * min(columns, len(g)), device=q.device)
-
-    def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        out = buffer[: len(a) * len(b)].view(len(a), len(b))
-        if out.is_cuda:
-            return torch.mm(a, b.T, out=out)
-        np.matmul(a.numpy(), b.numpy().T, out=out.numpy())  # NumPy's BLAS: by a third faster than PyTorch's on AMD
-        return out
-
     if of_itself and not q.is_cuda:
-        for i, block in enumerate(blocks):
-            for other in blocks[i:]:
-                scores = products(q[block.start : block.stop], g[other.start : other.stop])
-                if other is block:
-                    scores.fill_diagonal_(-torch.inf)
-                    block.offer(scores, other.start)
-                else:
-                    block.offer(scores, other.start)
-                    other.offer_columns(scores, block.start)
-            block.merge()
+        _search_itself(q, blocks)
         return blocks
+    buffer = torch.empty(min(rows, len(q)) * min(columns, len(g)), device=q.device)
     for block in blocks:
         for first in range(0, len(g), columns):
-            scores = products(q[block.start : block.stop], g[first : first + columns])
+            scores = _products(q[block.start : block.stop], g[first : first + columns], buffer)
             inside = own[block.start : block.stop] - first
             hit = torch.nonzero((inside >= 0) & (inside < scores.shape[1]))[:, 0]
             scores[hit, inside[hit]] = -torch.inf
             block.offer(scores, first)
         block.merge()
     return blocks
+
+
+def _search_itself(q: torch.Tensor, blocks: list[_Block]) -> None:
+    """Offer every pair of blocks its tile, on as many threads as PyTorch has, each with a tile of its own.
+
+    A product on one thread and the selection after it, side by side on all threads, leave none of them idle; a product
+    on all threads would wait for the selection, most of which runs on one.
+    """
+    size = blocks[0].stop - blocks[0].start
+    own, locks = threading.local(), [threading.Lock() for _ in blocks]
+
+    def work(pair: tuple[int, int]) -> None:
+        if not hasattr(own, "buffer"):
+            own.buffer = torch.empty(size * size)
+        block, other = (blocks[place] for place in pair)
+        scores = _products(q[block.start : block.stop], q[other.start : other.stop], own.buffer)
+        if other is block:
+            scores.fill_diagonal_(-torch.inf)
+        with locks[pair[0]]:
+            block.offer(scores, other.start)
+        if other is not block:
+            with locks[pair[1]]:
+                other.offer_columns(scores, block.start)
+
+    n, threads = len(blocks), min(torch.get_num_threads(), len(blocks))
+    pairs = [(i, i + step) for step in range(n) for i in range(n - step)]
+    # Tiles of the same step whose blocks differ come one after the other: threads that meet at a lock are rare.
+    pairs.sort(key=lambda pair: (pair[1] - pair[0], pair[0] // max(1, pair[1] - pair[0]) % 2, pair[0]))
+    with threadpool_limits(1 if threads > 1 else None, "blas"), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, pairs))
+        list(pool.map(_Block.merge, blocks))
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """The inner products of two sets of rows, [len(a), len(b)], in the buffer."""
+    out = buffer[: len(a) * len(b)].view(len(a), len(b))
+    if out.is_cuda:
+        return torch.mm(a, b.T, out=out)
+    np.matmul(a.numpy(), b.numpy().T, out=out.numpy())  # NumPy's BLAS: by a third faster than PyTorch's on AMD
+    return out
 
 
 def _settle(block: _Block, q: torch.Tensor, g: torch.Tensor, mine: Integers, k: int) -> Neighbours:

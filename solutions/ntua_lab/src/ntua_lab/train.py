@@ -11,6 +11,8 @@ this file. What is not shared, statistics and the models on them, rank 0 makes f
 What a fold leaves in `models/foldK/` (or `models/whole/`) is what `infer` needs: one file for each unit.
 """
 
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +27,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from kit_core.atomic import atomic_path, write_json
@@ -108,7 +111,7 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
     said = [np.full((len(chosen), columns), np.nan) for _ in units]
     for fold in left_out:
         fitted, held = split_fold(folds, fold, config.data)
-        folder = run.file("models", "whole" if fold == "none" else f"fold{fold}", "x").parent
+        folder = _fold_folder(run, fold)
         for unit, answers in zip(units, said, strict=True):
             since = time.monotonic()
             if unit.member == "network":
@@ -141,6 +144,7 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
         "units": [unit.name for unit in units],
         "folds": _folds_text(config.data),
         "n": len(scored),
+        "parameters": count_parameters(_fold_folder(run, left_out[0])),
     }
     if len(scored):
         blended = blend.apply([answers[scored] for answers in said], len(clips.classes))
@@ -563,6 +567,22 @@ def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFo
     }
     run.finish(summary)
     return summary
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the fitted numbers of one fold: weights, support vectors, leaves of all trees."""
+    total = 0
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+        elif path.suffix == ".txt":
+            total += sum(map(int, re.findall(r"^num_leaves=(\d+)$", path.read_text(encoding="utf-8"), flags=re.M)))
+    return total
+
+
+def _fold_folder(run: RunFolder, fold: int | str) -> Path:
+    return run.file("models", "whole" if fold == "none" else f"fold{fold}", "x").parent
 
 
 def _reports(config: Config, clips: Clips, indices: Int64, answers: Floats) -> dict[str, Any]:
