@@ -35,6 +35,7 @@ ARTISTS = 4_570
 TRACKS, CHANNELS, FRAMES = 1_000, 512, 81
 BATCH = 256
 REPEATS = 3
+READINGS = 15  # of a few tenths of a second each
 SEARCHES = 2  # each takes a minute for both sides
 REQUIRED_READING, REQUIRED_SEARCH, REQUIRED_METRIC = 4.0, 1.0, 20.0
 LARGEST_MB = 1_500.0
@@ -73,7 +74,7 @@ def _reading() -> dict[str, Any]:
             "np.load of one file a track",
             lambda: sum(len(batch) for batch in _file_epoch(files, order)),
             required=REQUIRED_READING,
-            repeats=REPEATS,
+            repeats=READINGS,
         )
 
 

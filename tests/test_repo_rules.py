@@ -211,6 +211,7 @@ def test_results_are_well_formed(solution: Any) -> None:
     assert rows
     assert list(rows[0]) == RESULTS_COLUMNS
     for row in rows:
+        assert None not in row, f"a comma without quotes: {row}"
         assert row["preset"] in solution.presets, row
         assert float(row["low"]) <= float(row["score"]) <= float(row["high"]), row
         assert int(row["n"]) > 0, row
