@@ -2,11 +2,10 @@
 
     python benchmarks/bench_tagging.py
 
-takes about two minutes on two cores and prints a Markdown table. The tracks are generated with the published lengths, in the
+takes about two minutes and prints a Markdown table. The tracks are generated with the published lengths, in the
 official form (768 dimensions, float32 files). Before anything counts, both sides must give the same: tracks value by
 value, answers of a network whatever the batches, scores to 1e-12, submissions bit by bit. The two are measured in
-turn.
-Files come from the page cache on both sides.
+turn. Files come from the page cache on both sides.
 """
 
 import csv

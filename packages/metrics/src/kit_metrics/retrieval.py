@@ -77,7 +77,9 @@ def ndcg_per_query(
         some = some[:, :k]
         if repeated == "refuse":
             ordered = np.sort(some, axis=1)
-            twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+            twice = ordered[:, 1:] == ordered[:, :-1]
+            if ordered[:, 0].min() < 0:  # somewhere the end of a row is filled
+                twice &= ordered[:, 1:] >= 0
             if twice.any():
                 bad_repeated.append(start + np.flatnonzero(twice.any(axis=1)))
         hits = np.flatnonzero(table.take(some, mode="wrap") == table[mine])  # few, so that they are worth listing
@@ -184,11 +186,12 @@ def _checked(
         raise ValueError(f"queries: found {rows.dtype}{list(rows.shape)}, expected an integer for each of {len(given)}")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(label_of)):
         raise ValueError(f"queries: found {rows.min()} .. {rows.max()}, expected gallery rows 0 .. {len(label_of) - 1}")
-    if len(given) and (given.min() < -1 or given.max() >= len(label_of)):
+    lowest, highest = (int(given.min()), int(given.max())) if len(given) else (0, 0)
+    if lowest < -1 or highest >= len(label_of):
         raise ValueError(
-            f"neighbours: found {given.min()} .. {given.max()}, expected gallery rows 0 .. {len(label_of) - 1}, or -1"
+            f"neighbours: found {lowest} .. {highest}, expected gallery rows 0 .. {len(label_of) - 1}, or -1"
         )
-    if len(given) and given.min() < 0:
+    if lowest < 0:
         gaps = ((given[:, :-1] < 0) & (given[:, 1:] >= 0)).any(axis=1)
         if gaps.any():
             raise ValueError(f"{_first(np.flatnonzero(gaps))} with -1 before a neighbour")
