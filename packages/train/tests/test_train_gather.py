@@ -48,7 +48,7 @@ def test_the_mean_of_the_gradients_of_all_ranks_is_that_of_the_batch(n: int, siz
         for rank, share in enumerate(shares):
             mine = torch.eye(3, dtype=torch.float64, requires_grad=True)
             fabric = SimpleNamespace(global_rank=rank, world_size=size)
-            gathered = gather_with_gradient(fabric, batch[share.rows] @ mine, n)  # type: ignore[arg-type]  # all it asks of a fabric
+            gathered = gather_with_gradient(fabric, batch[share.rows] @ mine, n)
             torch.testing.assert_close(gathered.detach(), batch)
             between_rows(gathered).backward()
             assert mine.grad is not None  # also of a rank without a row: the others wait for it

@@ -111,17 +111,17 @@ def test_gradients_of_a_loss_between_clips_are_those_of_the_whole_batch(
         for part, table in zip(parts, known, strict=True):
             part.copy_(table)
 
-    def fabric(rank: int) -> SimpleNamespace:
+    def fabric(rank: int) -> SimpleNamespace:  # all that is asked of one
         return SimpleNamespace(global_rank=rank, world_size=size)
 
     monkeypatch.setattr(training.dist, "all_gather", gather)
     known = [torch.zeros(-(-n // size), 4)] * size
     for rank in range(size):  # once to learn what each rank would send
-        training._logits_of_batch(answer, x, mask, fabric(rank))  # type: ignore[arg-type]  # called alike
+        training._logits_of_batch(answer, x, mask, fabric(rank))
     known = list(tables.values())
     parts = []
     for rank in range(size):
-        found = training._logits_of_batch(answer, x, mask, fabric(rank))  # type: ignore[arg-type]  # as above
+        found = training._logits_of_batch(answer, x, mask, fabric(rank))
         for name, logits in answer(x, mask).items():
             torch.testing.assert_close(found[name], logits)
         parts.append(torch.cat([g.ravel() for g in torch.autograd.grad(loss_of(found), layer.parameters())]))

@@ -190,14 +190,12 @@ def test_ranks_embed_each_view_once_and_draw_as_one(views: str, monkeypatch: pyt
     items = [generator.normal(size=(length, 5)).astype(np.float32) for length in generator.integers(3, 12, 30)]
     pack = RaggedPack.from_items(items)
     encoder = build_model(ModelConfig(architecture="set", layers=1, heads=1, ff=8, out=0), 5, 0)
-    member = MemberConfig(views=views, window=4, hop=2, draws=3)  # type: ignore[arg-type]  # the three views above
+    member = MemberConfig(views=views, window=4, hop=2, draws=3)
     cpu = torch.device("cpu")
     of = Frames(pack, cpu), np.arange(30), pack.lengths, member, 7, cpu
     alone = embedding.embed(encoder, *of)
-    parts = [
-        embedding.embed(encoder, *of, SimpleNamespace(global_rank=rank, world_size=3, all_reduce=own))  # type: ignore[arg-type]  # all it asks of a fabric
-        for rank in range(3)
-    ]
+    fabrics = [SimpleNamespace(global_rank=rank, world_size=3, all_reduce=own) for rank in range(3)]
+    parts = [embedding.embed(encoder, *of, fabric) for fabric in fabrics]
     assert all(np.abs(part).max() > 0 for part in parts)
     np.testing.assert_allclose(np.sum(parts, axis=0), alone, rtol=1e-5, atol=1e-6)
 

@@ -226,7 +226,7 @@ def _true_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _search(q: torch.Tensor, g: torch.Tensor, K: int, mine: Integers, of_itself: bool) -> list[_Block]:
-    tile = CPU_TILE if torch.get_num_threads() <= FEW_THREADS else CPU_TILE // 2  # there is one for each thread
+    tile = CPU_TILE if torch.get_num_threads() <= FEW_THREADS else CPU_TILE // 2  # among itself each has one
     rows, columns = (GPU_QUERIES, GPU_GALLERY) if q.is_cuda else (tile, tile)
     blocks = [_Block(start, min(start + rows, len(q)), K, q.device) for start in range(0, len(q), rows)]
     own = torch.from_numpy(mine).to(q.device)

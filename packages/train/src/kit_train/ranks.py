@@ -5,7 +5,7 @@ the same rows whatever the number of ranks, and a run may go on with another num
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -159,8 +159,8 @@ def gather_with_gradient(fabric: Fabric, values: Tensor, n: int) -> Tensor:
         raise ValueError(f"found {len(values)} values, expected those of the {wanted} rows of rank {rank} of {size}")
     if size == 1:
         return values
-    gathered: Tensor = _Gathered.apply(values, n, rank, size)  # type: ignore[no-untyped-call]  # torch types no Function.apply
-    return gathered
+    gather: Callable[..., Tensor] = _Gathered.apply  # which torch leaves without types
+    return gather(values, n, rank, size)
 
 
 class _Gathered(torch.autograd.Function):

@@ -11,7 +11,6 @@ this file. What is not shared, statistics and the models on them, rank 0 makes f
 What a fold leaves in `models/foldK/` (or `models/whole/`) is what `infer` needs: one file for each unit.
 """
 
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from kit_core.atomic import atomic_path, write_json
@@ -574,8 +573,7 @@ def count_parameters(folder: Path) -> int:
     total = 0
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="numpy") as file:
-                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+            total += sum(array.size for array in load_file(path).values())
         elif path.suffix == ".txt":
             total += sum(map(int, re.findall(r"^num_leaves=(\d+)$", path.read_text(encoding="utf-8"), flags=re.M)))
     return total

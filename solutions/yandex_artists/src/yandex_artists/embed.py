@@ -73,9 +73,9 @@ def embed(
     torch.manual_seed(seed)  # of the frame bootstraps: a track's vector depends on neither training nor order of calls
     try:
         batches = sequential_batches(taken, TRACKS_PER_BATCH)
-        own = {int(batch[0]) for batch in batches_of_rank(batches, rank, ranks)}
+        first_of_own = {int(batch[0]) for batch in batches_of_rank(batches, rank, ranks)}
         for batch in batches:
-            if batch[0] not in own:
+            if batch[0] not in first_of_own:
                 for _ in range(1, draws):  # what another rank draws of its batch, so that all are drawn as by one
                     torch.rand(len(batch), int(taken[batch].max()), device=device)
                 continue
