@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,59 @@ def test_gather_equals_slicing_by_hand(lengths: list[int], dtype: str, data: st.
         window = pack.item(row)[start[place] : start[place] + count[place]]
         np.testing.assert_array_equal(batch[place, : count[place]], window)
         assert not batch[place, count[place] :].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kept=st.lists(st.sampled_from(["batch", "slice", "tensor", "nothing"]), min_size=1, max_size=30),
+    seed=st.integers(0, 9),
+)
+def test_a_batch_that_is_held_never_changes(kept: list[str], seed: int) -> None:
+    """The memory of a batch is used again, but only when nobody holds any part of it."""
+    torch = pytest.importorskip("torch")
+    draws = np.random.default_rng(seed)
+    items = items_of(draws.integers(0, 7, 20).tolist())
+    pack = RaggedPack.from_items(items)
+    held = []
+    for how in kept:
+        rows = draws.integers(0, 20, draws.integers(1, 8))
+        batch, _ = pack.gather(rows)
+        part = {
+            "batch": lambda batch: batch,
+            "slice": lambda batch: batch[1:, ::2].T,
+            "tensor": lambda batch: torch.from_numpy(batch)[:1].numpy(),
+            "nothing": lambda batch: np.zeros(0),
+        }[how](batch)
+        held.append((part, part.copy()))
+        del batch, part
+        for view, expected in held:
+            np.testing.assert_array_equal(view, expected)
+
+
+def test_a_loop_over_batches_writes_to_the_same_two_blocks() -> None:
+    pack = RaggedPack.from_items(items_of([3] * 8))
+    places = set()
+    for _ in range(20):
+        batch, _ = pack.gather(np.arange(8))
+        places.add(batch.ctypes.data)
+    assert len(places) == 2
+
+
+def test_threads_may_gather_from_one_pack() -> None:
+    items = items_of([5] * 64)
+    pack = RaggedPack.from_items(items)
+
+    def read(seed: int) -> bool:
+        draws = np.random.default_rng(seed)
+        for _ in range(200):
+            rows = draws.integers(0, 64, 16)
+            batch, _ = pack.gather(rows)
+            if not np.array_equal(batch, np.stack([items[row] for row in rows])):
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(8)))
 
 
 def test_gather_refuses_what_is_not_there() -> None:
@@ -259,6 +313,28 @@ def test_damage_is_found(tmp_path: Path) -> None:
     (pack / "info.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         RaggedPack.open(pack)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dim": "4"}, {"dim": None}, {"frames": None}, {"frames": "5"}, {"n": 2.0}, {"n": -1}, {"dtype": []}, {"more": 1}],
+)
+def test_info_of_other_types_is_told(tmp_path: Path, change: dict[str, object]) -> None:
+    write(tmp_path / "pack", items_of([3, 2]))
+    info = tmp_path / "pack" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | change))
+    with pytest.raises(DataError, match=r"info\.json: found keys or values of another format"):
+        RaggedPack.open(tmp_path / "pack")
+
+
+@pytest.mark.parametrize("change", [{"dim": "four"}, {"dim": None}, {"dim": 0}, {"dtype": []}, {"dtype": "int8"}])
+def test_settings_of_a_stopped_writer_of_other_types_are_told(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        stopped(tmp_path / "pack", items_of([3]), "float16")
+    settings = tmp_path / "pack" / "writer.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+    with pytest.raises(DataError, match=r"writer\.json: found .*pack again"):
+        RaggedWriter.resume(tmp_path / "pack")
 
 
 def test_resume_of_a_finished_or_absent_pack_is_refused(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Reading and checking folders, archives and tables; atomic writing."""
+"""Folders, archives, tables, images and packs of sequences: checked when they are read, whole when they are written."""

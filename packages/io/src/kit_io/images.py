@@ -98,9 +98,7 @@ def decode(data: bytes, *, name: str, target: int | None = None, max_pixels: int
                 return _upright(_to_rgb(image, name), _orientation(image))
         except (ImageError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # Pillow's readers raise whatever a broken file leads them to: SyntaxError, KeyError…
+        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to, such as SyntaxError
             raise ImageError(name, f"a damaged image ({_words(error)})") from error
 
 

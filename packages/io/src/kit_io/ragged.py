@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import weakref
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -90,9 +92,9 @@ class RaggedWriter:
         if (path / INFO).exists():
             raise DataError(f"{path}: the pack is finished (found {INFO}); open it, or remove the folder to pack again")
         settings = _read_json(path / WRITER, "an unfinished pack", ("format_version", "dtype", "dim"))
-        if settings["format_version"] != FORMAT_VERSION or settings["dtype"] not in STORED:
+        dim, dtype = settings["dim"], settings["dtype"]
+        if settings["format_version"] != FORMAT_VERSION or dtype not in list(STORED) or not _is_count(dim, least=1):
             raise DataError(f"{path / WRITER}: found {settings}, expected format_version {FORMAT_VERSION}; pack again")
-        dim, dtype = int(settings["dim"]), settings["dtype"]
         try:
             raw = (path / JOURNAL).read_bytes()
             size = (path / VALUES).stat().st_size
@@ -254,6 +256,7 @@ class RaggedPack:
             raise ValueError(f"found values {values.dtype} {values.shape} and offsets to {offsets[-1]} for {dtype}")
         self.values, self.offsets, self.dtype, self.path, self.info = values, offsets, dtype, path, info
         self.n, self.dim = len(offsets) - 1, values.shape[1]
+        self._memory = _BatchMemory()
 
     @classmethod
     def open(cls, path: str | Path) -> "RaggedPack":
@@ -269,6 +272,8 @@ class RaggedPack:
             raise DataError(f"{path / INFO}: unknown format_version, expected {FORMAT_VERSION}; pack the data again")
         try:
             info = PackInfo(**stored)
+            if not (_is_count(info.dim, least=1) and _is_count(info.n) and _is_count(info.frames)):
+                raise TypeError("dim, n and frames must be whole numbers")
             item_bytes = info.dim * STORED[info.dtype].itemsize
         except (TypeError, KeyError) as error:
             raise DataError(f"{path / INFO}: found keys or values of another format ({error}); pack again") from error
@@ -289,7 +294,7 @@ class RaggedPack:
 
     @classmethod
     def from_items(cls, items: list[NDArray[Any]], dtype: Dtype = "float32") -> "RaggedPack":
-        """Hold a list of arrays [T, dim] in memory as a pack."""
+        """Hold one or more arrays [T, dim] of finite values, which `dtype` can hold, in memory as a pack."""
         offsets = np.concatenate([[0], np.cumsum([len(item) for item in items])]).astype(np.int64)
         return cls(encode(np.concatenate(items), dtype), offsets, dtype)
 
@@ -352,7 +357,7 @@ class RaggedPack:
             ValueError: a window leaves its item, or `pad_to` is below a length.
         """
         begin, lengths, width = self.windows(rows, start, length, pad_to)
-        batch = np.empty((len(begin), width, self.dim), np.float32)  # each value is written once, not twice
+        batch = self._memory.take((len(begin), width, self.dim))  # each value is written once, not twice
         for place, (first, count) in enumerate(zip(begin.tolist(), lengths.tolist(), strict=True)):
             _decode_into(batch[place, :count], self.values[first : first + count], self.dtype)
             batch[place, count:] = 0
@@ -365,7 +370,11 @@ class RaggedPack:
         length: NDArray[Any] | None = None,
         pad_to: int | None = None,
     ) -> tuple[Integers, Integers, int]:
-        """Check what `gather` is asked for; returns first frames and lengths, int64 [b], and the width L."""
+        """Check what `gather` is asked for, and return first frames and lengths, int64 [b], and the width L.
+
+        Raises:
+            IndexError, ValueError: as `gather`.
+        """
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.n):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.n} items")
@@ -388,6 +397,34 @@ class RaggedPack:
         if self.path is not None:
             return RaggedPack.open, (self.path,)
         return RaggedPack, (self.values, self.offsets, self.dtype)
+
+
+class _BatchMemory:
+    """Memory for batches, given out again once nobody holds any part of a batch: fresh pages cost as much as the copy.
+
+    At most two blocks are kept: a loop still holds one batch while it asks for the next.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[Any]] = []  # append and pop are atomic, so threads may share it
+
+    def take(self, shape: tuple[int, ...]) -> Floats:
+        """Return float32 of this shape, with anything in it."""
+        size = math.prod(shape)
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = np.empty(max(1, size), np.float32)
+        if len(block) < size:
+            block = np.empty(size, np.float32)
+        # Every view that anyone makes has `owner` as its base, not the block, so it lives as long as they do.
+        owner = np.frombuffer(block.data, np.float32)
+        weakref.finalize(owner, self._give_back, block).atexit = False
+        return owner[:size].reshape(shape)
+
+    def _give_back(self, block: NDArray[Any]) -> None:
+        if len(self._free) < 2:
+            self._free.append(block)
 
 
 def is_finished(path: Path) -> bool:
@@ -445,6 +482,10 @@ def _largest_difference(array: NDArray[Any], stored: NDArray[Any], dtype: Dtype)
     with np.errstate(invalid="ignore"):  # infinity minus infinity: the NaN says what is wrong
         kept = stored if dtype != "bfloat16" else decode(stored, dtype)  # NumPy's own conversion keeps infinity
         return float(np.abs(kept.astype(wide) - array.astype(wide)).max())
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return type(value) is int and value >= least
 
 
 def _expect_size(path: Path, size: int) -> None:

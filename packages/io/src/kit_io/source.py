@@ -531,6 +531,7 @@ def normalised(member: str) -> str:
 
 
 def is_junk(member: str) -> bool:
+    """Return whether a file manager left the member behind."""
     base = member.rpartition("/")[2]
     return base in (".DS_Store", "Thumbs.db") or base.startswith("._") or "__MACOSX" in member.split("/")
 
