@@ -67,18 +67,24 @@ def prepare(
 def train(preset: str, config: Config, data: Path, run: Path, resume: bool = False) -> None:
     """Fit a preset on the official or prepared data and write a run folder."""
     from yandex_tagging import data as official
+    from yandex_tagging.teacher import digest
     from yandex_tagging.train import summary_text
     from yandex_tagging.train import train as fit
 
     tracks = official.load(data, "train")  # before the run folder is made: bad data leave nothing behind
     hashes = {"train": tracks.fingerprint}
+    unlabelled = None
+    if config.teacher.run is not None:
+        hashes["teacher"] = digest(config.teacher.run)
+        if config.teacher.pseudo_labels and "test" in official.splits_in(data):
+            unlabelled = official.load(data, "test")
     networks = config.model in ("network", "ensemble")
     with open_run(
         run, config=config, preset=preset, data_hashes=hashes, seed=config.seed, resume=resume, parallel=networks
     ) as folder:
         if folder.done:
             say(f"{run}: this run is finished already")
-        summary = folder.summary if folder.done else fit(config, tracks, folder, resume=resume)
+        summary = folder.summary if folder.done else fit(config, tracks, folder, resume=resume, unlabelled=unlabelled)
     print(summary_text(preset, summary))
 
 

@@ -171,6 +171,19 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """What a network learns beside the labels: the probabilities that a finished run gives, its teacher."""
+
+    run: Path | None = None
+    """A finished run on the same data with the same folds; its models that saw the fold left out keep silent."""
+    weight: float = 0.5
+    """Its share in the targets of tracks with labels."""
+    pseudo_labels: bool = True
+    """Learn its answers to tracks without labels too: those of the fold left out, and of the test split if the data has
+    one."""
+
+
+@dataclass(frozen=True)
 class InferConfig:
     """How a network reads a track at inference."""
 
@@ -220,6 +233,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
     fabric: FabricConfig = field(default_factory=FabricConfig)
@@ -242,6 +256,10 @@ class Config:
             )
         if self.fabric.devices != 1 and self.model not in ("network", "ensemble"):
             raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: `{self.model}` is no network")
+        if self.teacher.run is not None and self.model != "network":
+            raise ValueError(f"teacher.run: expected none: `{self.model}` is no network")
+        if not 0 <= self.teacher.weight <= 1:
+            raise ValueError(f"teacher.weight: found {self.teacher.weight}, expected 0..1")
         if not 0 <= self.optim.ema < 1 or not 0 <= self.optim.swa <= self.optim.epochs:
             raise ValueError("optim: ema must be in [0, 1) and swa at most the number of epochs")
         if self.optim.swa and (self.optim.ema or self.optim.keep == "best"):

@@ -56,37 +56,43 @@ class FittedRun:
         members = tuple(cls.open(path / "members" / name) for name in config.members)
         return cls(path, config, n_tags, dim, names, members, Blend.load(path / "blend.safetensors"))
 
-    def checkpoints(self) -> list[Path]:
-        """Return the files of weights, one for each fold and copy, in order.
+    def checkpoints(self, fold: int | None = None) -> list[Path]:
+        """Return the files of weights, one for each fold and copy, in order; with `fold` those that did not see it.
 
         Raises:
             DataError: there is none.
         """
-        found = sorted((self.path / "checkpoints").glob("*.safetensors"))
+        # A network's file says which copy it is of its fold, another model's does not.
+        names = ["*"] if fold is None else [f"fold{fold}", f"fold{fold}-*"]
+        found = sorted(path for name in names for path in (self.path / "checkpoints").glob(f"{name}.safetensors"))
         if not found:
-            raise DataError(f"{self.path}: found no checkpoints/*.safetensors; copy the run again or train again")
+            which = "*" if fold is None else f"fold{fold}*"
+            raise DataError(f"{self.path}: found no checkpoints/{which}.safetensors; copy the run again or train again")
         return found
 
-    def logits(self, pack: RaggedPack, rows: np.ndarray) -> np.ndarray:
+    def logits(self, pack: RaggedPack, rows: np.ndarray, fold: int | None = None) -> np.ndarray:
         """Return the mean logits of the models of all folds, float32 [n, n_tags], in the order of `rows`.
 
+        With `fold` only the models answer that did not see this fold, blended by weights found on other tracks.
+
         Raises:
-            DataError: the frames have another dimension than those the run was trained on.
+            DataError: the frames have another dimension than those the run was trained on, or there is no such fold.
         """
         if pack.dim != self.dim:
             raise DataError(
                 f"{self.path}: trained on {self.dim} dimensions a frame, found {pack.dim}; use its own data"
             )
         if self.blend is not None:
-            return self.blend.mix([member.logits(pack, rows) for member in self.members])
+            blend = self.blend if fold is None else Blend.load(self.path / f"blend-fold{fold}.safetensors")
+            return blend.mix([member.logits(pack, rows, fold) for member in self.members])
         if self.config.model != "network":
             features = pooled_statistics(pack, rows, self.config.classic.statistics)
-            answers = [load_classic(path).logits(features) for path in self.checkpoints()]
+            answers = [load_classic(path).logits(features) for path in self.checkpoints(fold)]
             return np.asarray(np.mean(answers, axis=0, dtype=np.float32))
         device = pick_device(self.config)
         gather = reader(pack, device)
         total = np.zeros((len(rows), self.n_tags), np.float32)
-        paths = self.checkpoints()
+        paths = self.checkpoints(fold)
         for path in paths:
             total += network_logits(load_network(path).to(device), gather, pack.lengths, rows, self.config, device)
         return total / len(paths)

@@ -54,12 +54,19 @@ from yandex_tagging.data import Tracks
 from yandex_tagging.groups import read_groups
 from yandex_tagging.infer import Gather, load_network, network_logits, reader
 from yandex_tagging.model import TagNet, fill_in_parents, find_parents
+from yandex_tagging.teacher import Lesson, lesson_of, open_teacher
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def train(
-    config: Config, tracks: Tracks, run: RunFolder, *, presets: Path = PRESETS, resume: bool = False
+    config: Config,
+    tracks: Tracks,
+    run: RunFolder,
+    *,
+    presets: Path = PRESETS,
+    resume: bool = False,
+    unlabelled: Tracks | None = None,
 ) -> dict[str, Any]:
     """Fit the model, or each member of an ensemble, on every fold asked for, and finish the run.
 
@@ -68,12 +75,13 @@ def train(
         run: an open run folder.
         presets: where the members of an ensemble are described.
         resume: whether finished parts of members' runs may be used.
+        unlabelled: tracks of the same pack to which a teacher gives pseudo-labels, beside the fold left out.
 
     Returns:
         The summary, as written to `summary.json`: macro AP with its interval, n, tags, seconds.
 
     Raises:
-        ConfigError: the tracks have no tags, or there are fewer groups than folds.
+        ConfigError: the tracks have no tags, there are fewer groups than folds, or the teacher has seen other folds.
     """
     started = time.monotonic()
     if tracks.tags is None:
@@ -83,7 +91,7 @@ def train(
     if config.model == "ensemble":
         answers, details = _train_members(config, tracks, run, folds, presets, resume)
     else:
-        answers = _train_folds(config, tracks, run, folds)
+        answers = _train_folds(config, tracks, run, folds, unlabelled)
         details = {"parameters": count_parameters(run, folds_to_fit(config.data)[0])}
     scored = np.flatnonzero(np.isin(folds, folds_to_fit(config.data)))
     write_answers(run.file("oof.parquet"), tracks.ids, folds, answers, scored)
@@ -187,7 +195,9 @@ def _train_members(
     for fold in progress(folds_to_fit(config.data), label="blends found"):
         inside = np.flatnonzero(folds == fold)
         others = scored[folds[scored] != fold]
-        mixed[inside] = (fit(others) if len(others) else blend).mix([answer[inside] for answer in answers])
+        unseen = fit(others) if len(others) else blend
+        unseen.save(run.file(f"blend-fold{fold}.safetensors"))
+        mixed[inside] = unseen.mix([answer[inside] for answer in answers])
     equal = np.mean([(a - a[scored].mean(0)) / a[scored].std(0) for a in answers], axis=0)
     details = {
         "members": {
@@ -200,9 +210,12 @@ def _train_members(
     return mixed, details
 
 
-def _train_folds(config: Config, tracks: Tracks, run: RunFolder, folds: np.ndarray) -> np.ndarray:
+def _train_folds(
+    config: Config, tracks: Tracks, run: RunFolder, folds: np.ndarray, unlabelled: Tracks | None
+) -> np.ndarray:
     """Fit a model for each fold and return the logits of tracks that it has not seen; NaN where not asked for."""
     assert tracks.tags is not None
+    teacher = open_teacher(config.teacher, tracks, folds)
     answers = np.full(tracks.tags.shape, np.nan, np.float32)
     features = None
     if config.model != "network":
@@ -216,8 +229,9 @@ def _train_folds(config: Config, tracks: Tracks, run: RunFolder, folds: np.ndarr
         if features is not None:
             answers[held] = _fit_classic(config, features[fitted], tags, run, fold).logits(features[held])
         else:
+            lesson = lesson_of(teacher, config.teacher, tracks, unlabelled, fitted, tags, held, fold)
             copies = [
-                fit_network(config, tracks, fitted, tags, held, run, f"fold{fold}-copy{copy}", copy)
+                fit_network(config, tracks, lesson, tags, held, run, f"fold{fold}-copy{copy}", copy)
                 for copy in range(config.copies)
             ]
             answers[held] = np.mean(copies, axis=0)
@@ -256,14 +270,18 @@ def _fit_classic(config: Config, features: np.ndarray, tags: np.ndarray, run: Ru
 def fit_network(
     config: Config,
     tracks: Tracks,
-    fitted: np.ndarray,
+    lesson: Lesson,
     tags: np.ndarray,
     held: np.ndarray,
     run: RunFolder,
     name: str,
     copy: int,
 ) -> np.ndarray:
-    """Train one network on the tracks `fitted` with labels `tags`; returns logits of `held`, float32 [n, n_tags]."""
+    """Train one network on a lesson; returns logits of the tracks `held`, float32 [n, n_tags].
+
+    Args:
+        tags: the labels known, bool [n, n_tags], for the counts that a loss needs and the parents of tags.
+    """
     assert tracks.tags is not None
     optim, pack, rows = config.optim, tracks.pack, tracks.rows
     fabric = launch(config.fabric)
@@ -277,7 +295,7 @@ def fit_network(
     seed = mixed_seed(config.seed, copy, *(ord(letter) for letter in name))
     seed_everything(seed)
     net = TagNet(config.network, pack.dim, tracks.n_tags, find_parents(tags))
-    mean, deviation = frame_statistics(pack, rows[fitted])
+    mean, deviation = frame_statistics(pack, lesson.rows)
     if config.network.standardise:
         net.standardise_by(mean, deviation)
     noise_scale = torch.from_numpy(deviation * config.augment.noise).to(fabric.device)
@@ -288,11 +306,11 @@ def fit_network(
     average = WeightAverage(net, optim.ema) if optim.ema else None
     plateau = Plateau(patience=optim.plateau_patience)
     patience = Patience(optim.patience or optim.epochs + 1)
-    labels = torch.from_numpy(tags.astype(np.float32)).to(fabric.device)
+    labels = torch.from_numpy(lesson.targets).to(fabric.device)
     best: dict[str, Any] = {}
     last_states: list[dict[str, Tensor]] = []  # of the epochs that `swa` averages
     total, frames = torch.zeros((), device=fabric.device), 0  # of the epoch under way: loss of batches, frames read
-    lengths = pack.lengths[rows[fitted]]
+    lengths = pack.lengths[lesson.rows]
     alone = fabric.world_size == 1
 
     # 2. What a stopped run left, and how to leave it.
@@ -336,7 +354,7 @@ def fit_network(
             if optim.batches == "bucketed":
                 batches = bucketed_batches(lengths, optim.batch, mixed_seed(seed, epoch))
             else:
-                batches = random_batches(len(fitted), optim.batch, mixed_seed(seed, epoch))
+                batches = random_batches(len(lesson.rows), optim.batch, mixed_seed(seed, epoch))
             if config.network.pooled_norm == "batch":  # one track has no variance
                 batches = [batch for batch in batches if len(batch) >= 2 * fabric.world_size]
             model.train()
@@ -350,7 +368,7 @@ def fit_network(
                 seed_of_rank(fabric, mixed_seed(seed, epoch, place))
                 x, counts, targets = draw_batch(
                     gather,
-                    rows[fitted[part.rows]],
+                    lesson.rows[part.rows],
                     lengths[part.rows],
                     labels[part.rows],
                     draws,
