@@ -1,5 +1,6 @@
 """Features: widths, hand-made examples, and no leak from the json order of markdown cells, for every member."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
@@ -357,3 +360,13 @@ def test_models_are_fitted_with_odd_notebooks_among_the_others(notebooks: Notebo
         assert apart.gap_probability is not None
         assert np.array_equal(at_once.gap_probability, apart.gap_probability)
     assert len(Mlp.fit(view, MlpConfig(width=8, blocks=1, epochs=1), 0).place(view)) == len(joined)
+
+
+def test_a_network_of_another_version_is_refused(fitted: dict[str, Any], tmp_path: Path) -> None:
+    fitted["mlp"].save(tmp_path)
+    file = tmp_path / "mlp.safetensors"
+    with safe_open(file, framework="numpy") as stored:
+        header = json.loads(stored.metadata()["ai4code"])
+    save_file(load_file(file), file, {"ai4code": json.dumps(header | {"format_version": "2"})})
+    with pytest.raises(ValueError, match="format_version '2', expected '1'"):
+        load_member("mlp", tmp_path, Config())

@@ -33,6 +33,7 @@ from ai4code.sample import write_sample
 from ai4code.sequences import HIDDEN_CODE, N_FEATURES, ORDER_TELLING, Batch, Item, augmented, make_batch, thinned, whole
 from ai4code.text import analyze, fit_text_model
 from kit_core.errors import ConfigError, DataError
+from kit_train.state import save_state
 
 CONFIG = NotebookConfig(width=16, layers=2, heads=2, pair_width=6, epochs=2, order_epochs=1, batch_cells=60)
 NO_AUGMENT = AugmentConfig(piece=0.0, thin=0.0, hide_similarity=0.0)
@@ -243,26 +244,27 @@ def test_thousands_of_cells_are_answered(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [item(5, 4, seed) for seed in range(6)]
 
     def loss_of(net: nn.Module, batch: Batch) -> Tensor:
         return gap_loss(net(batch), batch, 4.0, 5.0)
 
-    def run(state: Path | None, stop: int | None = None) -> dict[str, Tensor]:
-        def after(epoch: int, net: nn.Module) -> None:
-            if epoch == stop:
-                raise KeyboardInterrupt
-
+    def run(state: Path | None) -> dict[str, Tensor]:
         net = fresh_network(items, CONFIG, 8, 0, False)
-        trained = fit_network(
-            net, items, CONFIG, loss_of, seed=3, log=lambda **values: None, state=state, after_epoch=after
-        )
+        trained = fit_network(net, items, CONFIG, loss_of, seed=3, log=lambda **values: None, state=state)
         return trained.state_dict()
 
+    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
+        save_state(path, state)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
     unbroken = run(None)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "s", stop=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("ai4code.neural.save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "s")
     resumed = run(tmp_path / "s")
     for name, value in unbroken.items():
         assert torch.equal(value, resumed[name]), name

@@ -223,6 +223,16 @@ def test_unknown_words_count_nothing_in_the_projection() -> None:
     assert model.project(tfidf, words.vocabulary)[3].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("components", [0, 2])
+def test_a_model_of_cells_without_words_still_answers(components: int) -> None:
+    words = analyze(pa.array(["", "!!!", "one two"]))
+    counts = count_matrix(words)
+    model = fit_text_model(counts, words.vocabulary, np.arange(2), components=components)
+    tfidf = model.transform(counts, words.vocabulary)
+    assert np.asarray(tfidf.sum(axis=1)).ravel() == pytest.approx([0.0, 0.0, 2**0.5])
+    assert model.project(tfidf, words.vocabulary).shape == (3, 0)
+
+
 @pytest.mark.parametrize("components", [0, 3])
 def test_a_saved_model_comes_back_equal(tmp_path: Path, components: int) -> None:
     words = analyze(large(TEXTS))

@@ -264,6 +264,13 @@ def test_sequences_longer_than_the_encoder_are_refused(view: View) -> None:
         Sequences.fit("pointwise", view, replace(SMALL, shared_tokens=600), EncoderConfig(), 0)
 
 
+def test_cells_longer_than_the_encoder_are_refused(view: View, tiny_encoder: Path) -> None:
+    """The checkpoint has 64 positions, two of them perhaps not for use."""
+    config = replace(SMALL, start="folder", markdown_tokens=61)
+    with pytest.raises(ConfigError, match="cells of up to 63 tokens, expected at most the 62"):
+        TextListwise.fit("text-listwise", view, NOTEBOOK, config, EncoderConfig(folder=tiny_encoder), 0)
+
+
 def test_a_folder_is_fine_tuned_and_the_run_needs_it_no_more(view: View, tiny_encoder: Path, tmp_path: Path) -> None:
     config = replace(SMALL, start="folder")
     model = TextListwise.fit("text-listwise", view, NOTEBOOK, config, EncoderConfig(folder=tiny_encoder), 0)

@@ -14,7 +14,17 @@ import pytest
 
 from ai4code import cli
 from ai4code import train as training
-from ai4code.config import Config, DataConfig, SamplingConfig, TextConfig, TreesConfig
+from ai4code.config import (
+    BlendConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    NotebookConfig,
+    SamplingConfig,
+    TextConfig,
+    TransformerConfig,
+    TreesConfig,
+)
 from ai4code.data import Notebooks, load
 from ai4code.decode import Placement, decode_jointly
 from ai4code.features import View
@@ -298,6 +308,24 @@ def test_test_notebooks_cannot_be_trained_on(data: Path, tmp_path: Path) -> None
         run_training(BLEND, load(data, "test", workers=1), tmp_path / "run")
 
 
+@pytest.mark.parametrize("member", ["position", "gaps", "mlp", "text-listwise"])
+def test_notebooks_that_leave_nothing_to_place_cannot_be_trained_on(
+    member: Any, notebooks: Notebooks, tmp_path: Path
+) -> None:
+    """Without its markdown a notebook is in order as it is."""
+    code_only = [notebooks.select([i]) for i in range(len(notebooks))]
+    rows = np.flatnonzero(~notebooks.is_markdown)
+    bare = replace(
+        notebooks,
+        offsets=np.concatenate([[0], np.cumsum([one.n_code[0] for one in code_only])]),
+        cell_ids=notebooks.cell_ids.take(rows),
+        sources=notebooks.sources.take(rows),
+        true_rank=np.concatenate([np.arange(one.n_code[0]) for one in code_only]),
+    )
+    with pytest.raises(DataError, match=r"fold 0: found \d+ notebooks to fit, none with both"):
+        run_training(small(Config(members=(member,))), bare, tmp_path / "run")
+
+
 def test_joint_needs_all_folds(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "gaps", "--members", "gaps", "joint", "--data.fold", "0"]
     arguments += ["--data", str(data), "--run", str(tmp_path / "run")]
@@ -318,9 +346,34 @@ def test_impossible_settings_are_refused() -> None:
         ({"data": DataConfig(limit=0)}, "data.limit"),
         ({"text": TextConfig(longest=0)}, "text.longest"),
         ({"text": TextConfig(character_share=1.5)}, "character_share"),
+        (
+            {
+                "members": ("listwise",),
+                "encoder": EncoderConfig(vectors="singular"),
+                "text": TextConfig(components=0),
+            },
+            "text.components",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             Config(**settings)  # type: ignore[arg-type]  # a table of wrong settings
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: NotebookConfig(width=100, heads=8), "heads: found 8"),
+        (lambda: NotebookConfig(passes=0), "passes"),
+        (lambda: TransformerConfig(width=96, heads=5), "heads: found 5"),
+        (lambda: SamplingConfig(steps=0), "0 steps"),
+        (lambda: SamplingConfig(samples=0), "0 samples"),
+        (lambda: BlendConfig(rounds=0), "0 rounds"),
+        (lambda: BlendConfig(position_error=0.0), "position_error"),
+    ],
+)
+def test_impossible_sizes_are_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 Damage = Callable[[Path], object]

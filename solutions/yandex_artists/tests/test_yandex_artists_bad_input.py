@@ -101,7 +101,7 @@ def edit(data: Path, old: str, new: str) -> None:
 ARRAYS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "transposed": (npy(frames(1).T), ("shape (70, 6): transposed, frames before channels",)),
     "no frames": (npy(frames(1, C, 0)), ("an empty array of shape (6, 0)",)),
-    "too many frames": (npy(frames(1, C, 82)), ("82 frames", "--max-frames")),
+    "too many frames": (npy(frames(1, C, 82)), ("82 frames", "`prepare --max-frames`")),
     "other channels": (npy(frames(1, 7)), ("7 channels, where", "has 6")),
     "three dimensions": (npy(frames(1)[None]), ("an array of shape (1, 6, 70)",)),
     "one dimension": (npy(frames(1)[0]), ("an array of shape (70,)",)),
@@ -110,7 +110,7 @@ ARRAYS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "complex": (npy(np.ones((C, T), dtype=np.complex64)), ("an array of complex64, not of floats",)),
     "NaN": (npy(np.where(frames(1) > 2.5, np.nan, frames(1)) * np.nan), ("420 values that are not finite",)),
     "infinite": (npy(frames(1) + np.inf), ("420 values that are not finite",)),
-    "too large for float16": (npy(frames(1) * 1e6), ("which float16 cannot hold", "--dtype bfloat16")),
+    "too large for float16": (npy(frames(1) * 1e6), ("which float16 cannot hold", "`prepare --dtype bfloat16`")),
     "truncated": (npy(frames(1))[:-5], ("bytes of values for shape (6, 70) of float32 (truncated?)",)),
     "longer than announced": (npy(frames(1)) + b"\0", ("bytes of values for shape",)),
     "no bytes": (b"", ("no bytes at all",)),

@@ -173,6 +173,18 @@ def test_clips_of_other_music_become_the_official_layout(tmp_path: Path, capsys:
     assert len(load(tmp_path / "distinct", "train")) == 15
 
 
+def test_a_clip_that_comes_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for clip in (1, 2):
+        np.save(folder / f"{clip}.npy", np.ones((3, 4), np.float32))
+    (tmp_path / "clips.csv").write_text("id,artist\n1,A\n2,B\n1,A\n")
+    arguments = ["clips", "--table", str(tmp_path / "clips.csv"), "--features", str(folder)]
+    assert main([*arguments, "--out", str(tmp_path / "layout")]) == 3
+    assert "row 3: found the id '1' a second time" in capsys.readouterr().err
+    assert not (tmp_path / "layout").exists()
+
+
 @pytest.mark.data
 def test_real_music_becomes_the_official_layout(tmp_path: Path):
     root = next((p for p in Path(__file__).resolve().parents if (p / "poetry.lock").exists()), Path("/"))

@@ -17,11 +17,17 @@ from kit_core.config import load_preset, preset_header, preset_names
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from kit_io.ragged import RaggedPack
+from kit_metrics.retrieval import ndcg_per_query
+from kit_retrieval.search import top_k
+from kit_retrieval.vectors import l2_normalise
 from yandex_artists.cli import PRESETS
 from yandex_artists.config import AugmentConfig, Config, DataConfig, MemberConfig, ModelConfig, PostConfig, StageConfig
 from yandex_artists.data import Tracks
+from yandex_artists.embed import Embedded, make_cohort
 from yandex_artists.infer import FittedRun, neighbours
-from yandex_artists.train import folds_to_fit, learning_rate_factor, margin_at, split_fold, train
+from yandex_artists.post import rank
+from yandex_artists.train import folds_to_fit, learning_rate_factor, margin_at, score_fold, split_fold, train
+from yandex_artists.vectors import load_vectors
 
 CHANNELS = 6
 
@@ -148,6 +154,26 @@ def test_held_out_tracks_change_nothing_in_the_model_of_their_fold(whole_run: Pa
     assert {name: a[name] for name in networks} == {name: b[name] for name in networks}
 
 
+def test_the_artists_of_held_out_tracks_do_not_move_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who made a left-out track decides what counts as right, and nothing about the order of the answers."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(60, 4)).astype(np.float32)
+    artists = np.arange(60) // 4
+    fitted = artists >= 8
+    ranked = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        ranked.append(rank(*args, **options))
+        return ranked[-1]
+
+    monkeypatch.setattr(training, "rank", spy)
+    config = dataclasses.replace(CONFIG, post=PostConfig(steps=("as-norm",), share=1.0, cohort=5))
+    for others in (artists, np.where(fitted, artists, np.roll(np.arange(60) % 8, 1))):
+        cohort = make_cohort(vectors, others, fitted, 0.5)
+        score_fold(config, {"one": Embedded(vectors[~fitted], cohort)}, others[~fitted], int((~fitted).sum()))
+    np.testing.assert_array_equal(ranked[0], ranked[2])
+
+
 def test_refit_takes_everything_and_inference_takes_the_refit(tmp_path: Path) -> None:
     members = (dataclasses.replace(CONFIG.members[1], copies=1),)
     config = dataclasses.replace(CONFIG, data=DataConfig(fold="all", n_folds=2, refit=True), members=members)
@@ -174,6 +200,61 @@ def test_distractors_join_the_gallery_and_are_never_asked_for(tmp_path: Path) ->
     assert with_more["n"] == alone["n"]
     assert with_more["gallery"] == [size + 80 for size in alone["gallery"]]
     assert with_more["score"] < alone["score"]
+
+
+def test_distractors_of_other_features_are_refused_before_training(tmp_path: Path) -> None:
+    pack = RaggedPack.from_items([np.ones((3, CHANNELS + 1), np.float32)] * 3)
+    others = dataclasses.replace(make_tracks(3, test=True), pack=pack)
+    with pytest.raises(ConfigError, match="distractors of 7 channels for tracks of 6"):
+        run_in(tmp_path / "run", distractors=others)
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def lonely_in_fold_0() -> Tracks:
+    """Ten artists, two tracks each, of which the official folds 0, 2, ... have lost one."""
+    tracks = make_tracks(20, each=2)
+    artists = np.arange(20) // 2
+    kept = np.flatnonzero((artists % 2 == 1) | (np.arange(20) % 2 == 0))
+    return dataclasses.replace(
+        tracks,
+        ids=[tracks.ids[i] for i in kept],
+        pack=RaggedPack.from_items([tracks.pack.item(tracks.rows[i]) for i in kept]),
+        rows=np.arange(len(kept)),
+        artists=artists[kept],
+        folds=artists[kept],
+    )
+
+
+def test_no_epoch_is_chosen_on_a_fold_that_cannot_be_scored(tmp_path: Path) -> None:
+    """Without an answer the score is no number, and the best epoch would be the untrained network."""
+    config = dataclasses.replace(CONFIG, members=CONFIG.members[:1])
+    with pytest.raises(ConfigError, match="fold 0: no artist of the 5 left-out tracks has two"):
+        run_in(tmp_path / "run", config, lonely_in_fold_0())
+
+
+def test_a_fold_that_cannot_be_scored_counts_nothing(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, members=(dataclasses.replace(CONFIG.members[1], copies=1),), post=PostConfig())
+    summary = run_in(tmp_path / "run", config, lonely_in_fold_0())
+    assert (summary["n"], summary["without_answer"]) == (10, 5)
+
+
+def test_kept_vectors_rank_each_fold_as_the_run_did(whole_run: Path) -> None:
+    tracks = make_tracks()
+    assert tracks.artists is not None
+    kept = load_vectors(whole_run / "vectors" / "joint.safetensors")
+    assert kept.folds is not None
+    assert kept.fingerprint == tracks.fingerprint
+    artist_of = dict(zip(tracks.ids, tracks.artists.tolist(), strict=True))
+    scores = []
+    for fold in (0, 1):
+        inside = kept.folds == fold
+        near = top_k(l2_normalise(kept.embeddings[inside]), k=inside.sum() - 1).indices
+        scores.append(ndcg_per_query(near, np.array([artist_of[i] for i in kept.ids[inside].tolist()])))
+    summary = json.loads((whole_run / "summary.json").read_text())
+    found = float(np.nanmean(np.concatenate(scores)))
+    assert found == pytest.approx(summary["others"]["without post-processing"]["score"])
+    with pytest.raises(DataError, match="no stored vectors"):
+        load_vectors(whole_run / "queries.csv")
 
 
 def test_inference_joins_all_folds_and_runs(whole_run: Path, tmp_path: Path) -> None:
@@ -284,6 +365,18 @@ def test_every_preset_builds_and_says_what_it_is(name: str) -> None:
         ({"data": DataConfig(fold=10)}, "0..9"),
         ({"post": PostConfig(steps=("threshold", "as-norm"))}, "threshold"),
         ({"post": PostConfig(weights=(0.0,))}, "post.weights"),
+        ({"members": (MemberConfig(model=ModelConfig(channels=10, heads=4)),)}, "heads: found 4"),
+        ({"members": (MemberConfig(stages=(StageConfig(margin=2.0),)),)}, "margin"),
+        ({"members": (MemberConfig(stages=(StageConfig(scale=0.0),)),)}, "scale"),
+        ({"members": (MemberConfig(stages=(StageConfig(sub_centers=0),)),)}, "sub_centers"),
+        ({"members": (MemberConfig(stages=(StageConfig(temperature=0.0),)),)}, "temperature"),
+        ({"post": PostConfig(share=1.1)}, "post.share"),
+        ({"post": PostConfig(jaccard=-0.1)}, "post.jaccard"),
+        ({"post": PostConfig(whitening=2.0)}, "post.whitening"),
+        ({"post": PostConfig(alpha=-1.0)}, "post.alpha"),
+        ({"post": PostConfig(cohort=1)}, "post.cohort"),
+        ({"post": PostConfig(k2=0)}, "post.k2"),
+        ({"post": PostConfig(links=0)}, "post.links"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:

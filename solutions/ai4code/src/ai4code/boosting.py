@@ -1,7 +1,7 @@
 """The gradient-boosted models (LightGBM): position regressor, listwise ranker, gap classifier, joint gap classifier.
 
-Every class has `fit` (looks at the true order of the view's notebooks), `place`, `save` and `load`. Notebooks without
-code or without markdown have one possible order; they teach nothing and are answered without the model.
+Every class has `fit` (looks at the true order of the view's notebooks), `place`, `save` and `load`. A notebook without
+code has one gap, and one without markdown nothing to place: neither teaches the gap models anything, nor asks them.
 """
 
 import re

@@ -10,9 +10,11 @@ Member = Literal[
     "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion",
     "pointwise", "pairwise", "text-listwise", "seed-listwise",
 ]  # fmt: skip
-SHARED: frozenset[Member] = frozenset(
-    {"listwise", "twin", "diffusion", "pointwise", "pairwise", "text-listwise", "seed-listwise"}
-)
+FROZEN: frozenset[Member] = frozenset({"listwise", "twin", "diffusion"})
+"""Members that read vectors of cells which are made before their training (`encoder`)."""
+TUNED: frozenset[Member] = frozenset({"pointwise", "pairwise", "text-listwise", "seed-listwise"})
+"""Members whose text encoder is trained with them (`transformer`)."""
+SHARED = FROZEN | TUNED
 """Members whose training several processes share; each fits the others for itself, and all find the same."""
 
 
@@ -125,7 +127,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class NotebookConfig:
-    """A transformer over the cells of a notebook, and its training."""
+    """A transformer over the cells of a notebook, and its training.
+
+    Raises:
+        ValueError: heads that do not divide the width, or no pass.
+    """
 
     width: int = 128
     layers: int = 3
@@ -149,10 +155,19 @@ class NotebookConfig:
     """Decay of the moving average of the weights, which is what is kept."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+        if self.passes < 1:
+            raise ValueError(f"passes: found {self.passes}, expected 1 or more")
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A text encoder that is trained with its task: from random weights and an own tokenizer, or from a folder."""
+    """A text encoder that is trained with its task: from random weights and an own tokenizer, or from a folder.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+    """
 
     start: Literal["scratch", "folder"] = "scratch"
     """folder: the checkpoint and the tokenizer of `encoder.folder`, fine-tuned."""
@@ -184,25 +199,51 @@ class TransformerConfig:
     folder_rate: float = 0.03
     """Learning rate of fine-tuned weights, as a share of that of new ones."""
 
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads: found {heads}, expected a number that divides the width {width}")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How `diffusion` draws its answers."""
+    """How `diffusion` draws its answers.
+
+    Raises:
+        ValueError: no step or no sample.
+    """
 
     steps: int = 8
     """Steps from noise to an answer."""
     samples: int = 8
     """Answers drawn for a notebook; their median is the position, their scatter the doubt."""
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.samples) < 1:
+            raise ValueError(f"found {self.steps} steps and {self.samples} samples, expected 1 or more of each")
+
 
 @dataclass(frozen=True)
 class BlendConfig:
-    """How several members are fused."""
+    """How several members are fused.
+
+    Raises:
+        ValueError: no round, or an error that is not above 0.
+    """
 
     rounds: int = 30
     """Rounds of greedy selection of member weights on out-of-fold distributions."""
     position_error: float = 0.17
     """Mean absolute error, relative to the code axis, by which bare positions are spread (that of `position`)."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.position_error <= 0:
+            raise ValueError(
+                f"found {self.rounds} rounds and a position_error of {self.position_error}, expected 1 or more, above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -258,6 +299,11 @@ class Config:
             raise ValueError(f"text.character_share: found {self.text.character_share}, expected 0..1")
         if self.text.longest < 1:
             raise ValueError(f"text.longest: found {self.text.longest}, expected 1 or more words")
+        if self.encoder.vectors == "singular" and self.text.components < 1 and not FROZEN.isdisjoint(self.members):
+            raise ValueError(
+                f"text.components: found {self.text.components}, expected 1 or more, of which encoder.vectors "
+                "'singular' makes the vectors of cells"
+            )
         if self.fabric.devices > 1 and not self.shares_work:
             members = ", ".join(self.members)
             raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: nothing to share in {members}")

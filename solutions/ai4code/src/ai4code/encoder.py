@@ -31,7 +31,7 @@ from kit_io.ragged import RaggedPack, RaggedWriter, is_finished
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-CHARACTERS_PER_TOKEN = 40  # what lies behind so many characters a token cannot reach the limit in any text with words
+CHARACTERS_PER_TOKEN = 40  # texts are cut there first, to save time: words fill the limit of tokens long before
 CHUNK_CELLS = 16_384  # encoded at once: enough to find batches of equal length, little enough for memory and resuming
 
 
@@ -125,8 +125,6 @@ def cell_vectors(view: View, config: EncoderConfig) -> np.ndarray:
         DataError: it is incomplete or damaged.
     """
     if config.vectors == "singular":
-        if not len(view.text.components):
-            raise ConfigError("encoder.vectors = 'singular' needs text.components of 1 or more")
         vectors = view.text.project(view.tfidf, view.table.words.vocabulary)
         return vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6)
     table = view.table
@@ -166,8 +164,7 @@ def _encoded(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
 
 def _packed(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
     """Read the pack of these notebooks, or make it first."""
-    assert config.folder is not None
-    assert config.cache is not None
+    assert config.cache is not None, "checked by the caller"
     path = config.cache / pack_name(notebooks, config)
     if not is_finished(path):
         _pack(notebooks, config, path)
@@ -179,17 +176,15 @@ def _packed(notebooks: Notebooks, config: EncoderConfig) -> np.ndarray:
 
 def pack_name(notebooks: Notebooks, config: EncoderConfig) -> str:
     """Name of the pack: a digest of the texts, the encoder and the settings that decide the vectors."""
-    assert config.folder is not None
-    digest = sha256(f"{encoder_digest(config.folder)} {config.tokens} {config.precision}".encode())
+    digest = sha256(f"{encoder_digest(require_folder(config))} {config.tokens} {config.precision}".encode())
     digest.update(notebooks.offsets.tobytes())
-    for chunk in notebooks.sources.chunks if hasattr(notebooks.sources, "chunks") else [notebooks.sources]:
-        digest.update("\x00".join(chunk.to_pylist()).encode("utf-8", "surrogatepass"))
+    digest.update("\x00".join(notebooks.sources.to_pylist()).encode())
     return digest.hexdigest()[:32]
 
 
 def _pack(notebooks: Notebooks, config: EncoderConfig, path: Path) -> None:
     """Encode notebook by notebook into a pack, behind what a stopped run left."""
-    encoder = open_encoder(config.folder, config.precision)  # type: ignore[arg-type]  # checked by the caller
+    encoder = open_encoder(require_folder(config), config.precision)
     if (path / "writer.json").exists():
         writer = RaggedWriter.resume(path)
     else:
@@ -206,7 +201,7 @@ def _chunks(
     notebooks: Notebooks, config: EncoderConfig, first: int, encoder: Encoder | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield notebooks, from the `first` on, with the vectors of all their cells."""
-    encoder = encoder or open_encoder(config.folder, config.precision)  # type: ignore[arg-type]  # checked by the caller
+    encoder = encoder or open_encoder(require_folder(config), config.precision)
     chunk_of = (np.cumsum(notebooks.lengths) - 1) // CHUNK_CELLS
     numbers = np.unique(chunk_of[first:])
     for number in progress(numbers.tolist(), label=f"encode, chunks of {CHUNK_CELLS} cells"):

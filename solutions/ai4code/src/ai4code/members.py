@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
-from ai4code.config import Config, Member
+from ai4code.config import FROZEN, TUNED, Config, Member
 from ai4code.decode import Placement
 from ai4code.features import View
 
@@ -65,9 +65,7 @@ def fit_member(
         case "listwise":
             from ai4code.neural import Listwise  # as above
 
-            return Listwise.fit(
-                view, config.listwise, config.encoder, config.seed, log, state, fabric_config=config.fabric
-            )
+            return Listwise.fit(view, config.listwise, config.encoder, config.seed, log, state, config.fabric)
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
@@ -138,9 +136,9 @@ def check_inputs(config: Config) -> None:
         ConfigError: it is needed and there is none.
         DataError: it is incomplete or damaged.
     """
-    frozen = set(config.members) & {"listwise", "twin", "diffusion"}
-    tuned = set(config.members) & {"pointwise", "pairwise", "text-listwise", "seed-listwise"}
-    if (frozen and config.encoder.vectors == "folder") or (tuned and config.transformer.start == "folder"):
+    reads = config.encoder.vectors == "folder" and not FROZEN.isdisjoint(config.members)
+    tunes = config.transformer.start == "folder" and not TUNED.isdisjoint(config.members)
+    if reads or tunes:
         from ai4code.encoder import open_encoder, require_folder  # as above
 
         open_encoder(require_folder(config.encoder))

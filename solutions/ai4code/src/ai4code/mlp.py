@@ -41,9 +41,7 @@ class Mlp:
         weight = torch.from_numpy((n_code[rows] / n_code[rows].mean()).astype(np.float32))
 
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the network's weights and dropout, without touching the caller's state
+        with torch.random.fork_rng(devices=[]):  # weights and dropout draw from the global state, which is given back
             torch.manual_seed(seed)
             network = build_model(config, features.shape[1])
             network.standardise.fit(features)
@@ -91,9 +89,17 @@ class Mlp:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is of another version of the program.
+        """
         with safe_open(folder / "mlp.safetensors", framework="pt") as file:
             header = json.loads(file.metadata()["ai4code"])
+            if header["format_version"] != FORMAT_VERSION:
+                raise ValueError(
+                    f"mlp.safetensors: found format_version {header['format_version']!r}, expected {FORMAT_VERSION!r}"
+                )
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         config = MlpConfig(**header["config"])
         network = build_model(config, header["n_features"])

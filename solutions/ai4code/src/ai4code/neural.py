@@ -8,7 +8,7 @@ Several processes each take their share of the notebooks of every batch; what a 
 the batch, so that the gradient is that of one process.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -132,7 +132,6 @@ def fit_network(
     log: Log,
     state: Path | None,
     rate_of: Callable[[str], float] | None = None,
-    after_epoch: Callable[[int, nn.Module], None] | None = None,
     fabric_config: FabricConfig = ONE_PROCESS,
 ) -> nn.Module:
     """Train a network over notebooks and return the moving average of its weights.
@@ -141,7 +140,6 @@ def fit_network(
         items: notebooks with code, markdown and a known order.
         state: where each epoch leaves what resuming needs; None keeps nothing.
         rate_of: learning rate of a weight by its name, as a share of the common one.
-        after_epoch: called with the epoch and the averaged network.
     """
     fabric = launch(fabric_config)
     place = fabric.device
@@ -200,8 +198,6 @@ def fit_network(
                     "epoch": epoch + 1,
                 },
             )
-        if after_epoch is not None:
-            after_epoch(epoch, average.module)
     return average.module
 
 
@@ -230,9 +226,14 @@ def fresh_network(items: Sequence[Item], config: NotebookConfig, dim: int, seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = NotebookNet(config, dim, guided)
+    fit_statistics(network, items)
+    return network
+
+
+def fit_statistics(network: NotebookNet, items: Sequence[Item]) -> None:
+    """Give a network mean and deviation of the items' features; two rows of zeros besides, so that there are some."""
     features = np.concatenate([np.zeros((2, N_FEATURES), np.float32), *(item.features for item in items)])
     network.standardise.fit(torch.from_numpy(features))
-    return network
 
 
 def mean_code_cells(items: Sequence[Item]) -> float:
@@ -258,7 +259,6 @@ class Listwise:
         seed: int,
         log: Log = silent,
         state: Path | None = None,
-        after_epoch: Callable[[int, nn.Module], None] | None = None,
         fabric_config: FabricConfig = ONE_PROCESS,
     ) -> Self:
         """Learn from the notebooks of the view; `state` is where a stopped training is taken up again.
@@ -283,7 +283,6 @@ class Listwise:
                 seed=seed,
                 log=log,
                 state=state,
-                after_epoch=after_epoch,
                 fabric_config=fabric_config,
             )
         assert isinstance(trained, NotebookNet)
@@ -326,7 +325,7 @@ def vectors_as_fitted(view: View, encoder: EncoderConfig, digest: str) -> np.nda
     if (found := source_digest(encoder)) != digest:
         raise DataError(
             f"{encoder.folder}: found an encoder of digest {found[:16]}…, expected {digest[:16]}…, with which the "
-            "model was fitted\n  do: give the folder that was used, or train again"
+            "model was fitted\n  do: put the folder that was used back there, or train again"
         )
     return cell_vectors(view, encoder)
 
@@ -432,8 +431,15 @@ def load_network(path: Path) -> tuple[NotebookNet, str]:
         DataError: the file is missing, changed or of another format.
     """
     weights, header = load_weights(path)
-    settings = dict(header["config"])
-    config = NotebookConfig(**settings | {"augment": AugmentConfig(**settings["augment"])})
-    network = NotebookNet(config, header["dim"], header["guided"])
+    network = NotebookNet(stored_config(header["config"]), header["dim"], header["guided"])
     network.load_state_dict(weights)
     return network.eval(), header["encoder_digest"]
+
+
+def stored_config(settings: Mapping[str, Any]) -> NotebookConfig:
+    """The configuration that `asdict` made `settings` of.
+
+    Raises:
+        TypeError, KeyError: other settings than this version of the program knows.
+    """
+    return NotebookConfig(**{**settings, "augment": AugmentConfig(**settings["augment"])})

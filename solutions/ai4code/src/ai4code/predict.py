@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ai4code.decode import decode_jointly
 from ai4code.infer import FittedRun, place_with_runs
-from ai4code.ipynb import IpynbNotebook, describe, misplaced, read_ipynb, write_ipynb
+from ai4code.ipynb import IpynbNotebook, describe, read_ipynb, write_ipynb
 
 
 def predict_order(notebook: IpynbNotebook, runs: list[FittedRun]) -> list[str]:
@@ -26,9 +26,6 @@ def predict_file(path: Path, runs: list[FittedRun], write: Path | None) -> str:
     notebook = read_ipynb(path)
     order = predict_order(notebook, runs)
     lines = describe(notebook, order)
-    moved = misplaced(notebook, order)
-    lines.append("")
-    lines.append(f"{len(moved)} markdown cell(s) look misplaced")
     if write is not None:
         write_ipynb(write, notebook, order)
         lines.append(f"written: {write}")

@@ -22,7 +22,7 @@ BINDINGS = (
     re.compile(r"\bimport\s+(?:[\w.]+\s+as\s+)?(\w+)"),
 )
 FIRST_CHARACTERS = 400  # a cue far down in a long text says little about its place
-LARGEST_NUMBER = 999  # above this a leading number is a year or a quantity, not a section
+SECTION_DIGITS = 3  # a leading number with more is a year or a quantity, not a section
 
 MARKDOWN_CUES = (
     "import", "load", "data", "read", "plot", "visuali", "train", "model", "predict", "evaluat", "conclusion",
@@ -59,7 +59,7 @@ def heading(text: str) -> Heading:
     line = text.lstrip().split("\n", 1)[0]
     mark = HEADING.match(line)
     found = LEADING_NUMBER.match(line)
-    number = tuple(int(part) for part in found.group(1).split(".")[:3] if len(part) <= 3) if found else ()
+    number = tuple(int(part) for part in found.group(1).split(".")[:3] if len(part) <= SECTION_DIGITS) if found else ()
     return Heading(len(mark.group(1)) if mark else 0, number)
 
 

@@ -185,6 +185,8 @@ class TextModel:
 
     def project(self, tfidf: sp.csr_matrix, vocabulary: pa.Array) -> np.ndarray:
         """Coordinates of TF-IDF rows on the singular vectors: float32 [cells, k]; unknown words count nothing."""
+        if not len(self.words):
+            return np.zeros((tfidf.shape[0], len(self.components)), np.float32)
         place = self.lookup(vocabulary)
         columns = np.where((place >= 0)[:, None], self.components.T[np.maximum(place, 0)], 0.0).astype(np.float32)
         return np.asarray(tfidf @ columns, dtype=np.float32)
@@ -228,7 +230,7 @@ def fit_text_model(
     Args:
         counts: float32 CSR [cells, words] over `vocabulary`.
         train_rows: int64 rows that may be looked at.
-        components: how many singular vectors to keep; 0 for none.
+        components: how many singular vectors to keep, fewer where rows or words are fewer; 0 for none.
     """
     train = counts[train_rows]
     document_frequency = np.bincount(train.indices, minlength=counts.shape[1])
@@ -241,8 +243,9 @@ def fit_text_model(
     words = vocabulary.take(pa.array(seen))
     empty = np.zeros((0, len(seen)), np.float32)
     model = TextModel(words, idf.astype(np.float32), float(unseen_idf), empty, sublinear)
-    if not components:
+    kept = min(components, min(documents, len(seen)) - 1)
+    if kept < 1:
         return model
     tfidf = model.transform(train[:, seen], words)
-    _, _, right = randomized_svd(tfidf, n_components=min(components, min(tfidf.shape) - 1), n_iter=2, random_state=seed)
+    _, _, right = randomized_svd(tfidf, n_components=kept, n_iter=2, random_state=seed)
     return TextModel(words, model.idf, model.unseen_idf, right.astype(np.float32), sublinear)

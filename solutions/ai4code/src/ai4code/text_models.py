@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ai4code.boosting import between
-from ai4code.config import AugmentConfig, EncoderConfig, NotebookConfig, TransformerConfig
+from ai4code.config import EncoderConfig, NotebookConfig, TransformerConfig
 from ai4code.data import Notebooks
 from ai4code.decode import Placement
 from ai4code.encoder import CHARACTERS_PER_TOKEN, open_encoder, require_folder
@@ -37,12 +37,14 @@ from ai4code.neural import (
     answerable,
     device,
     fit_network,
+    fit_statistics,
     gap_loss,
     mean_code_cells,
     silent,
+    stored_config,
     weight_groups,
 )
-from ai4code.sequences import N_FEATURES, Batch, Item, make_items
+from ai4code.sequences import Batch, Item, make_items
 from ai4code.tokenizer import SPECIAL_TOKENS, token_analyzer, train_tokenizer
 from kit_core.atomic import write_text
 from kit_core.errors import ConfigError
@@ -157,6 +159,7 @@ def start_encoder(
 
     Raises:
         ConfigError, DataError: a folder is needed, and it is missing, incomplete or damaged.
+        ConfigError: cells are to be read that are longer than the encoder can take.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -186,11 +189,20 @@ def start_encoder(
             sizes = {name: getattr(config, name) for name in ("width", "layers", "heads", "dropout")}
             vocabulary = {"vocab_size": tokenizer.get_vocab_size(), "marks": asdict(OWN_MARKS)}
             made = CellEncoder(sizes | vocabulary)
+        limit = max(config.markdown_tokens, config.code_tokens)
+        _require_length("cells", limit + 2, made)  # its marks at both ends
         if config.masked_epochs:
-            limit = max(config.markdown_tokens, config.code_tokens)
             tokens = cell_tokens(tokenizer, view.table.notebooks, limit)
             learn_masked_words(made, tokens, view.rows, config, seed, log, fabric_config)
     return made, tokenizer
+
+
+def _require_length(what: str, longest: int, encoder: CellEncoder) -> None:
+    if longest > encoder.longest:
+        raise ConfigError(
+            f"transformer: found {what} of up to {longest} tokens, expected at most the {encoder.longest} of the "
+            "encoder; lower shared_tokens, code_tokens or markdown_tokens"
+        )
 
 
 # --- masked words ---
@@ -373,7 +385,7 @@ def sequence_batch(
 
 
 def example_length(example: Example, tokens: Tokens, config: TransformerConfig) -> int:
-    """Tokens of the sequence, about."""
+    """Tokens of the sequence that `sequence_of` makes."""
     budget = config.code_tokens if len(example.code) == 1 else config.shared_tokens
     rows = example.item.first_row + example.code
     code = int(np.minimum(tokens.offsets[rows + 1] - tokens.offsets[rows], budget).sum())
@@ -623,11 +635,7 @@ def _nothing_to_decide(item: Item) -> Placement:
 
 def _tokens_for(encoder: CellEncoder, tokenizer: Tokenizer, view: View, config: TransformerConfig) -> Tokens:
     longest = config.markdown_tokens + max(config.code_tokens, config.shared_tokens) + config.contexts + 2
-    if longest > encoder.longest:
-        raise ConfigError(
-            f"transformer: found sequences of up to {longest} tokens, expected at most the {encoder.longest} of the "
-            "encoder; lower shared_tokens, code_tokens or markdown_tokens"
-        )
+    _require_length("sequences", longest, encoder)
     limit = max(config.markdown_tokens, config.code_tokens, config.shared_tokens)
     return cell_tokens(tokenizer, view.table.notebooks, limit)
 
@@ -761,8 +769,7 @@ class TextListwise:
             network = _build(kind, started, config, limits)
             network.tokens = cell_tokens(tokenizer, view.table.notebooks, max(limits))
             if isinstance(network, TextNotebookNet):
-                features = np.concatenate([np.zeros((2, N_FEATURES), np.float32), *(item.features for item in items)])
-                network.notebook.standardise.fit(torch.from_numpy(features))
+                fit_statistics(network.notebook, items)
 
             def loss_of(network: nn.Module, batch: Batch) -> Tensor:
                 if kind == "seed-listwise":
@@ -807,8 +814,7 @@ class TextListwise:
     def load(cls, kind: Literal["text-listwise", "seed-listwise"], folder: Path) -> Self:
         """Read what `save` wrote."""
         weights, header = load_weights(folder / f"{kind}.safetensors")
-        settings = dict(header["config"])
-        config = NotebookConfig(**settings | {"augment": AugmentConfig(**settings["augment"])})
+        config = stored_config(header["config"])
         code, markdown = header["limits"]
         network = _build(kind, CellEncoder(header["encoder"]), config, (code, markdown))
         network.load_state_dict(weights)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ai4code.blend import fit_weights
 from ai4code.boosting import Joint
-from ai4code.config import Config, DataConfig, Member
+from ai4code.config import FROZEN, Config, DataConfig, Member
 from ai4code.data import Notebooks
 from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
@@ -29,7 +29,7 @@ from ai4code.text import TextModel, fit_text_model
 from ai4code.words import word_source
 from kit_core.atomic import atomic_path, write_bytes, write_json
 from kit_core.console import render_table, say
-from kit_core.errors import ConfigError
+from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_metrics.ordering import Orderings, ordering_report
@@ -51,6 +51,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
 
     Raises:
         ConfigError: fewer families of notebooks than folds, or no true orders.
+        DataError: a fold without a notebook to fit that has both code and markdown.
     """
     started = time.monotonic()
     seed_everything(config.seed)
@@ -60,6 +61,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
         write_bytes(run.file(TOKENIZER_FILE), config.text.tokenizer.read_bytes())
     table = describe(notebooks, word_source(config.text.tokenizer), config.text.longest)
     folds = assign_folds(notebooks.ancestors, config.data)
+    _require_examples(notebooks, folds, config.data)
     answers: Answers = {member: [None] * len(notebooks) for member in config.members}
     ranks = _start_ranks(config)
 
@@ -166,6 +168,18 @@ def split_fold(folds: np.ndarray, fold: int | None, config: DataConfig) -> tuple
     return fitted, held
 
 
+def _require_examples(notebooks: Notebooks, folds: np.ndarray, config: DataConfig) -> None:
+    """DataError unless in every fold some notebook to fit leaves anything to place: before hours of fitting others."""
+    both = (notebooks.n_code > 0) & (notebooks.n_markdown > 0)
+    for fold in folds_to_fit(config):
+        fitted, _ = split_fold(folds, fold, config)
+        if not both[fitted].any():
+            raise DataError(
+                f"fold {fold}: found {len(fitted)} notebooks to fit, none with both code and markdown cells\n"
+                "  expected: one or more, to learn from\n  do: give more notebooks, or a higher data.limit"
+            )
+
+
 def fold_folder(run: Path, fold: int | None) -> Path:
     """Where the models of a fold lie."""
     return run / "models" / ("whole" if fold is None else f"fold{fold}")
@@ -202,16 +216,16 @@ def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, 
     path = folder / "text.safetensors"
     if path.exists():
         return TextModel.load(path)
-    needs_components = set(config.members) & {"position", "ranker", "mlp"}
+    readers: set[Member] = {"position", "ranker", "mlp"}
     if config.encoder.vectors == "singular":
-        needs_components |= set(config.members) & {"listwise", "twin", "diffusion"}
+        readers |= FROZEN
     text = fit_text_model(
         counts,
         vocabulary,
         rows,
         use_idf=config.text.weighting == "tf-idf",
         sublinear=config.text.weighting == "tf-idf",
-        components=config.text.components if needs_components else 0,
+        components=0 if readers.isdisjoint(config.members) else config.text.components,
         seed=config.seed,
     )
     text.save(path)

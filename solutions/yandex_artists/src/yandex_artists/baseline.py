@@ -32,6 +32,7 @@ Int64 = NDArray[np.int64]
 TRACKS_AT_ONCE = 512  # 85 MB of official frames
 CLOSE = 10  # an artist has at most so many tracks: the size of the neighbourhoods that features are made of
 SHARED = 20  # of neighbourhoods that two tracks may share
+POWER, SHRINKAGE = 0.5, 0.1  # of the whitening: half of it, and of variances towards their mean
 WHITENING, TREES = "whitening.safetensors", "trees.txt"
 
 
@@ -51,13 +52,11 @@ class MeanEncoder:
     whitening: Whitening | None
 
     @staticmethod
-    def fit(
-        pack: RaggedPack, rows: Int64, *, whiten: bool, power: float = 0.5, shrinkage: float = 0.1
-    ) -> "MeanEncoder":
+    def fit(pack: RaggedPack, rows: Int64, *, whiten: bool) -> "MeanEncoder":
         """Learn from tracks, items `rows` of the pack; nothing without `whiten`, as in the official naive baseline."""
         if not whiten:
             return MeanEncoder(None)
-        return MeanEncoder(Whitening.fit(time_means(pack, rows), power=power, shrinkage=shrinkage))
+        return MeanEncoder(Whitening.fit(time_means(pack, rows), power=POWER, shrinkage=SHRINKAGE))
 
     def embed(self, pack: RaggedPack, rows: Int64) -> Floats:
         """Embeddings float32[n, d] of tracks.

@@ -49,7 +49,7 @@ def write_layout(table: Path, folders: Sequence[Path], out: Path, distinct: str 
 
     Raises:
         ConfigError: `out` is not empty, or a folder does not exist.
-        DataError: the table lacks a column or has ids that are no numbers, or a file cannot be read.
+        DataError: the table lacks a column, has ids that are no numbers or come twice, or a file cannot be read.
     """
     absent = [folder for folder in folders if not folder.is_dir()]
     if absent:
@@ -60,15 +60,19 @@ def write_layout(table: Path, folders: Sequence[Path], out: Path, distinct: str 
         for file in sorted(folder.iterdir()):
             if file.name.endswith((".npy", ".npy.gz")):
                 file_of.setdefault(file.name.partition(".")[0], file)
-    problems = Problems(table, "whole numbers as ids, and files of features that can be read", "correct these rows")
+    problems = Problems(
+        table, "whole numbers as ids, each once, and files of features that can be read", "correct these rows"
+    )
+    known = columns.get("artist_known", ["1"] * len(columns["id"]))
     artists: dict[str, int] = {}
-    seen: set[str] = set()
+    written: set[str] = set()
+    seen: set[str] = set()  # of the column `distinct`
     rows: list[tuple[str, str, str]] = []
     left = {"features": 0, "artist": 0, "further": 0}
     with atomic_dir(out) as target:
         for line, clip in enumerate(columns["id"]):
             artist = columns["artist"][line].strip()
-            if not artist or columns.get("artist_known", ["1"] * (line + 1))[line] == "0":
+            if not artist or known[line] == "0":
                 left["artist"] += 1
             elif clip not in file_of:
                 left["features"] += 1
@@ -76,13 +80,17 @@ def write_layout(table: Path, folders: Sequence[Path], out: Path, distinct: str 
                 left["further"] += 1
             elif not NUMBER.fullmatch(clip):
                 problems.add(f"row {line + 1}", f"the id {shown(clip)!r}")
+            elif clip in written:
+                problems.add(f"row {line + 1}", f"the id {clip!r} a second time")
             else:
                 try:
                     array = _read(file_of[clip])
                 except READ_ERRORS as error:
                     problems.add(f"{file_of[clip]}", reason(error))
                     continue
-                seen.add(columns[distinct][line] if distinct else clip)
+                written.add(clip)
+                if distinct:
+                    seen.add(columns[distinct][line])
                 number = artists.setdefault(artist, len(artists) + 1)
                 path = f"{number % 10}/{clip[-1]}/{clip.zfill(2)[-2]}/{clip}.npy"
                 (target / "train_features" / path).parent.mkdir(parents=True, exist_ok=True)

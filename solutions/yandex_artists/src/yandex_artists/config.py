@@ -1,5 +1,6 @@
 """The settings of a run: dataclass defaults, overridden by a preset, overridden by flags (`--data.fold 2`)."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,7 @@ class AugmentConfig:
     mask_frames: int = 0
     """A run of up to this many frames is zeroed in half of the tracks."""
     splice: float = 0.0
-    """Probability of a run of frames from another track of the same artist in the batch."""
+    """Probability that the second half of a track is replaced by frames of another of its artist in the batch."""
     seed_recipe: bool = False
     """Zeroing and copying runs of channels and time steps, as in the last stage of the seed solution."""
     noise: float = 0.0
@@ -242,6 +243,20 @@ class Config:
             raise ValueError(
                 "post.steps: 'threshold' has no scores that another step could order anew; take one of them"
             )
+        for name, value in (
+            ("share", self.post.share),
+            ("jaccard", self.post.jaccard),
+            ("whitening", self.post.whitening),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"post.{name}: found {value}, expected 0..1")
+        if self.post.alpha < 0 or self.post.cohort < 2:
+            raise ValueError(
+                f"found post.alpha {self.post.alpha} and post.cohort {self.post.cohort}, expected 0 and 2 or more"
+            )
+        for name in ("neighbours", "k1", "k2", "links"):
+            if (count := getattr(self.post, name)) < 1:
+                raise ValueError(f"post.{name}: found {count}, expected 1 or more")
         if not self.post.weights or self.post.weights[0] <= 0 or min(self.post.weights) < 0:
             raise ValueError("post.weights: expected a positive weight for the vector itself and none below 0")
 
@@ -259,12 +274,28 @@ class Config:
             raise ValueError(f"{where}: window, hop and draws must be 1 or more")
         if not 0 <= member.model.dropout < 1 or not 0 <= member.model.whitening <= 1:
             raise ValueError(f"{where}: dropout must be in [0, 1) and whitening in [0, 1]")
+        model = member.model
+        if model.heads < 1 or (
+            model.architecture in ("transformer", "conformer", "set") and model.channels % model.heads
+        ):
+            raise ValueError(
+                f"{where}: heads: found {model.heads}, expected a number that divides {model.channels} channels"
+            )
         for number, stage in enumerate(member.stages):
             place = f"{where}, stage {number}"
             if min(stage.epochs, stage.batch, stage.per_artist, stage.smallest_artist, stage.score_every) < 1:
                 raise ValueError(f"{place}: epochs, batch, per_artist, smallest_artist, score_every must be 1 or more")
             if stage.crop < 0 or stage.learning_rate <= 0 or not 0 <= stage.ema < 1:
                 raise ValueError(f"{place}: crop must be 0 or more, learning_rate above 0, ema in [0, 1)")
+            if (
+                not 0 <= stage.margin < math.pi / 2
+                or stage.scale <= 0
+                or stage.sub_centers < 1
+                or stage.temperature <= 0
+            ):
+                raise ValueError(
+                    f"{place}: margin must be in [0, pi / 2), scale and temperature above 0, sub_centers 1 or more"
+                )
             if stage.schedule == "cyclic" and stage.cycle < 1:
                 raise ValueError(f"{place}: cycle: found {stage.cycle}, expected the steps of a cycle")
             if stage.keep == "average" and stage.schedule != "cyclic":

@@ -478,8 +478,8 @@ def _pack(layout: _Layout, split: Split, folder: Path, dtype: Dtype, max_frames:
         features.name if isinstance(features, Source) else features,
         expected=f"an array of floats [channels, frames] for each track of {meta.name}, with 1 to {max_frames} frames, "
         "finite, and equally many channels in all",
-        remedy="complete or repair the features, or correct the table; longer tracks of other data: --max-frames; "
-        "values too large for float16: --dtype bfloat16",
+        remedy="complete or repair the features, or correct the table; longer tracks of other data: "
+        "`prepare --max-frames`; values too large for float16: `prepare --dtype bfloat16`",
     )
     writer: RaggedWriter | None = None
     entry_of = np.full(len(meta.ids), -1, dtype=np.int64)

@@ -21,7 +21,7 @@ from kit_retrieval.vectors import Whitening
 from kit_train.state import mixed_seed
 from kit_train.weights import load_weights, save_weights
 from yandex_artists.batches import Frames, Rows
-from yandex_artists.config import Config, MemberConfig, ModelConfig, PostConfig
+from yandex_artists.config import Config, MemberConfig, ModelConfig
 from yandex_artists.data import Tracks
 from yandex_artists.embed import Cohort, Embedded, Floats, embed, join
 from yandex_artists.model import Encoder
@@ -94,12 +94,8 @@ class FittedRun:
         return join(self.parts(pack, rows), self.config.post)[0]
 
 
-def neighbours(
-    runs: Sequence[FittedRun], tracks: Tracks, *, k: int = 100, post: PostConfig | None = None
-) -> NDArray[np.int64]:
+def neighbours(runs: Sequence[FittedRun], tracks: Tracks, *, k: int = 100) -> NDArray[np.int64]:
     """The k nearest tracks of every track, itself left out, as positions in `tracks.ids`: int64[n, k].
-
-    `post`: the post-processing; None: that of the first run.
 
     Raises:
         DataError: there are not more than k tracks, or the runs were trained on different artists, whose centres have
@@ -107,7 +103,7 @@ def neighbours(
     """
     if len(tracks.ids) <= k:
         raise DataError(f"found {len(tracks.ids)} tracks, expected more than {k}: each needs {k} neighbours")
-    post = post or runs[0].config.post
+    post = runs[0].config.post
     parts = [part for run in runs for part in run.parts(tracks.pack, tracks.rows)]
     artists = sorted({len(part.cohort.centres) for part in parts})
     if len(artists) > 1:

@@ -11,8 +11,9 @@ same loss of them; all of them walk through this file.
 What a fold leaves in `models/foldK/` is what `infer` needs: for each network its weights and its cohort.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,18 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
         The summary, as written to `summary.json`: nDCG@100 with its interval, gallery sizes, members, seconds.
 
     Raises:
-        ConfigError: no artists, fewer artists than folds, or a fold without an artist of two tracks.
+        ConfigError: no artists, fewer artists than folds, distractors of other features, or no artist of two tracks
+            in any left-out fold, or in one whose score is to choose an epoch.
     """
     started = time.monotonic()
     seed_everything(config.seed)
     if tracks.artists is None:
         raise ConfigError("training needs a train split, with artistid in its meta file")
+    require_same_channels(tracks, distractors)
     fabric = launch(config.fabric)
     folds = assign_folds(tracks, config.data)
+    splits = {fold: split_fold(tracks.artists, folds, fold) for fold in folds_to_fit(config.data)}
+    _require_answers(config, tracks.artists, splits)
     frames = Frames(tracks.pack, fabric.device)
     more_frames = None if distractors is None else Frames(distractors.pack, fabric.device)
     members = dict(unit_names(config))
@@ -113,8 +118,7 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
     held_parts: FoldParts = {}
     parameters: dict[str, int] = {}
 
-    for fold in folds_to_fit(config.data):
-        split = split_fold(tracks.artists, folds, fold)
+    for fold, split in splits.items():
         say(f"fold {fold}: {len(split.fitted)} tracks of {split.n_classes} artists to fit, {len(split.held)} held out")
         parts: dict[str, Embedded] = {}
         for number, (name, member) in enumerate(members.items()):
@@ -155,7 +159,7 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
             labels[: len(split.held)] = tracks.artists[split.held]
             galleries.append(score_fold(config, parts, labels, len(split.held)))
             held_rows[fold], held_parts[fold] = split.held, parts
-            found = {name: round(float(np.nanmean(scores)), 4) for name, scores in galleries[-1].scores.items()}
+            found = {name: round(mean_score(scores), 4) for name, scores in galleries[-1].scores.items()}
             run.log(fold=fold, gallery=len(labels), **{"ndcg@100": found})
             say(f"fold {fold}: gallery of {len(labels)} tracks, nDCG@100 {found}")
 
@@ -358,7 +362,12 @@ def held_score(
     encoder.train(was_training)
     k = min(METRIC_K, len(vectors) - 1)
     near = top_k(l2_normalise(vectors), k=k, device=fabric.device).indices
-    return float(np.nanmean(ndcg_per_query(near, tracks.artists[split.held], k=METRIC_K)))
+    return mean_score(ndcg_per_query(near, tracks.artists[split.held], k=METRIC_K))
+
+
+def mean_score(scores: NDArray[np.float64]) -> float:
+    """Mean over the queries that can be asked for, those that are not NaN; NaN where there is none."""
+    return math.nan if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
 @dataclass(frozen=True)
@@ -382,7 +391,10 @@ def score_fold(config: Config, parts: dict[str, Embedded], labels: Rows, n_held:
     queries = np.arange(n_held)
     scores = {}
     for way, (of_members, post) in ways.items():
-        near = rank(*join(of_members, post), post, k=min(METRIC_K, len(labels) - 1))
+        gallery, centres = join(of_members, post)
+        # AS-norm would see in their own centres to whom the left-out tracks belong.
+        foreign = np.delete(centres, np.unique(labels[:n_held]), axis=0)
+        near = rank(gallery, foreign, post, k=min(METRIC_K, len(labels) - 1))
         scores[way] = ndcg_per_query(near[:n_held], labels, queries=queries, k=METRIC_K)
     return Gallery(scores, labels[:n_held], len(labels))
 
@@ -469,6 +481,28 @@ def split_fold(artists: Rows, folds: Rows, fold: int | None) -> Split:
     if classes.max() < 1:
         raise ConfigError(f"fold {fold}: found one artist to fit, expected two or more")
     return Split(fitted, held, classes.astype(np.int64))
+
+
+def require_same_channels(tracks: Tracks, distractors: Tracks | None) -> None:
+    """Look at what can only fail after training otherwise.
+
+    Raises:
+        ConfigError: distractors of other features than the tracks.
+    """
+    if distractors is not None and distractors.channels != tracks.channels:
+        raise ConfigError(f"distractors of {distractors.channels} channels for tracks of {tracks.channels}")
+
+
+def _require_answers(config: Config, artists: Rows, splits: Mapping[int | None, Split]) -> None:
+    """ConfigError where an epoch is to be chosen by the score of a fold that has none: none would ever be better."""
+    if not any(stage.keep == "best" or stage.patience for member in config.members for stage in member.stages):
+        return
+    for fold, split in splits.items():
+        if len(split.held) and np.bincount(artists[split.held]).max() < 2:
+            raise ConfigError(
+                f"fold {fold}: no artist of the {len(split.held)} left-out tracks has two, so no score can choose an "
+                "epoch; take fewer folds (data.n_folds), or keep 'last'"
+            )
 
 
 def of_rows(tracks: Tracks, chosen: Rows) -> tuple[Rows, Rows]:

@@ -20,7 +20,16 @@ from kit_retrieval import top_k
 from yandex_artists.baseline import BaselineRun, CandidateTable, Reranker, candidate_table, fit_encoders
 from yandex_artists.config import Config
 from yandex_artists.data import Tracks
-from yandex_artists.train import METRIC_K, Gallery, assign_folds, folds_to_fit, split_fold, summarise
+from yandex_artists.train import (
+    METRIC_K,
+    Gallery,
+    assign_folds,
+    folds_to_fit,
+    mean_score,
+    require_same_channels,
+    split_fold,
+    summarise,
+)
 
 Int64 = NDArray[np.int64]
 
@@ -43,8 +52,7 @@ def train_baseline(config: Config, tracks: Tracks, run: RunFolder, distractors: 
     started = time.monotonic()
     if tracks.artists is None:
         raise ConfigError("training needs a train split, with artistid in its meta file")
-    if distractors is not None and distractors.channels != tracks.channels:
-        raise ConfigError(f"distractors of {distractors.channels} channels for tracks of {tracks.channels}")
+    require_same_channels(tracks, distractors)
     folds = assign_folds(tracks, config.data)
     with_trees = config.method == "lightgbm-rerank"
 
@@ -85,7 +93,7 @@ def train_baseline(config: Config, tracks: Tracks, run: RunFolder, distractors: 
             way: ndcg_per_query(found[: len(held)], labels, queries=queries, k=METRIC_K) for way, found in ways.items()
         }
         galleries.append(Gallery(scores, labels[: len(held)], len(labels)))
-        found = {way: round(float(np.nanmean(score)), 4) for way, score in scores.items()}
+        found = {way: round(mean_score(score), 4) for way, score in scores.items()}
         run.log(fold=fold, gallery=len(labels), **{"ndcg@100": found})
         say(f"fold {fold}: gallery of {len(labels)} tracks, nDCG@100 {found}")
 
