@@ -219,6 +219,11 @@ def test_a_broken_preset_names_the_file(presets: Path, content: bytes) -> None:
         load_preset(Config, presets, "broken")
 
 
+def test_a_broken_preset_does_not_hide_the_others(presets: Path) -> None:
+    (presets / "broken.toml").write_bytes(b"# Caf\xe9\n")
+    assert preset_header(presets, "broken") == "Caf\ufffd"
+
+
 def test_a_wrong_key_names_file_and_key(presets: Path) -> None:
     (presets / "wrong.toml").write_text('name = "a"\n[model]\nlayer = 3\n')
     with pytest.raises(ConfigError, match=r"wrong\.toml: .*\n  model\.layer: unknown key; did you mean 'layers'"):

@@ -141,7 +141,7 @@ def test_usage_errors_make_no_folder(
     assert not (tmp_path / "two").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"seed": 1', '{"seed": 1}', "\udcff"])
+@pytest.mark.parametrize("content", ["", "[]", '{"seed": 1', '{"seed": 1}', "\udcff", "[" * 100_000])
 def test_a_damaged_manifest_is_bad_data(
     main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:

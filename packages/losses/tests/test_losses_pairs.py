@@ -59,7 +59,7 @@ def test_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(1)
     embeddings, labels = torch.randn(100, 8, dtype=torch.float64), torch.randint(0, 30, (100,))
     whole = _value_and_gradient(ours, embeddings, labels)
-    monkeypatch.setitem(pairs._BLOCK_ELEMENTS, "cpu", 1)  # the smallest blocks, which split labels
+    monkeypatch.setitem(pairs._BLOCK_ELEMENTS, "cpu", 1)  # the smallest blocks: one label each
     torch.testing.assert_close(_value_and_gradient(ours, embeddings, labels), whole)
 
 

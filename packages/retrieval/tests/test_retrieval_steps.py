@@ -169,7 +169,7 @@ def test_as_norm_equals_the_formula_pair_by_pair():
     best = np.sort(x @ cohort.T, axis=1)[:, -8:]
     np.testing.assert_allclose(statistics.mean, best.mean(axis=1), atol=1e-5)
     np.testing.assert_allclose(statistics.deviation, best.std(axis=1), atol=1e-5)
-    near = top_k(x, k=40)
+    near, short = top_k(x, k=40), CohortStatistics(statistics.mean[:9], statistics.deviation[:9])
     found = as_norm(near, statistics, statistics)
     for row in (0, 33):
         s, j = near.scores[row], near.indices[row]
@@ -180,6 +180,11 @@ def test_as_norm_equals_the_formula_pair_by_pair():
         as_norm(near, statistics, statistics, share=2.0)
     with pytest.raises(ValueError, match="top: found 1"):
         cohort_statistics(x, cohort, top=1)
+    with pytest.raises(ValueError, match="cohort: found 1 row"):
+        cohort_statistics(x, cohort[:1])
+    for queries, gallery in ((statistics, short), (short, statistics)):
+        with pytest.raises(ValueError, match="statistics of"):
+            as_norm(near, queries, gallery)
 
 
 def test_as_norm_lowers_a_hub():

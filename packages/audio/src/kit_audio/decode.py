@@ -72,6 +72,9 @@ def cut(samples: int, *, sample_rate: int = SAMPLE_RATE, clip_seconds: float = 3
     """Return the bounds (start, stop) of consecutive clips of a waveform of so many samples.
 
     What is left at the end becomes a clip of its own where it has half the length or nothing else is there.
+
+    Raises:
+        ValueError: a clip shorter than one sample.
     """
     length = round(clip_seconds * sample_rate)
     if length < 1:

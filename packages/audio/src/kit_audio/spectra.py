@@ -38,7 +38,8 @@ class LabSpectra:
     """The two versions of one clip, and its beats.
 
     full    float32[140, frames]: rows 0–127 mel in dB (0 = the clip's maximum, floor −80), 128–139 chroma in 0..1.
-    beat    float32[140, beats + 1]: medians from the start to the first beat, between beats, and to the end.
+    beat    float32[140, beats + 1]: medians from the start to the first beat, between beats, and to the end; a column
+            less where the first beat is at frame 0.
     beats   int64[beats]: frame of every beat.
     tempo   beats per minute; 0 where no pulse was found.
     """
@@ -144,7 +145,7 @@ def find_beats(percussive: Floats, sample_rate: int = SAMPLE_RATE) -> tuple[floa
 def medians_between(values: Floats, beats: NDArray[np.int64]) -> Floats:
     """Return the medians of [rows, frames] from the start to the first beat, between beats and to the end.
 
-    Without a beat there is one median, of everything.
+    float32[rows, beats + 1]; without a beat there is one median, of everything. Nothing lies before a beat at frame 0.
     """
     if not len(beats):
         return np.median(values, axis=1, keepdims=True).astype(np.float32)

@@ -1,7 +1,7 @@
 """From a program's verbs, ordinary typed functions, to its command line: parsing, presets, messages and exit codes.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 bad data, 130 interrupted, 141 the reader
-of the output went away.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 bad data, 75 stopped as asked with its
+state saved, 130 interrupted, 141 the reader of the output went away.
 """
 
 import dataclasses

@@ -46,7 +46,8 @@ def preset_names(presets_dir: Path) -> list[str]:
 def preset_header(presets_dir: Path, name: str) -> str:
     """Return the comment that opens a preset, without its `#` signs: what it reproduces, its cost, its score."""
     lines = []
-    for line in (presets_dir / f"{name}.toml").read_text(encoding="utf-8").splitlines():
+    # A file that is no UTF-8 is refused by `load_preset`, and must not keep the others from being listed.
+    for line in (presets_dir / f"{name}.toml").read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line[1:].removeprefix(" ").rstrip())
@@ -209,7 +210,7 @@ def _name(hint: Any) -> str:
         return f"list of {_name(args[0])}"
     if origin is tuple:
         return f"list of {len(args)} ({', '.join(map(_name, args))})"
-    if dataclasses.is_dataclass(hint) or hint is dict:
+    if dataclasses.is_dataclass(hint):
         return "table"
     known = {types.NoneType: "nothing", Path: "path", float: "finite float"}
     return known.get(hint) or str(getattr(hint, "__name__", hint))

@@ -6,7 +6,7 @@ finished.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,13 +39,17 @@ class Earlier:
         """Read a run by its folder or by the manifest in it.
 
         Raises:
-            DataError: there is no such run, or its files are damaged.
+            ConfigError: there is no such folder.
+            DataError: it holds no run, or the files of the run are damaged.
         """
         given = Path(path)
         folder = given if given.is_dir() else given.parent
-        manifest = _object(folder / "manifest.json", ("seed", "data", "argv", "packages"))
-        stored = _object(folder / "config.json", ("preset", "config"))
-        summary = _object(folder / "summary.json", ()) if (folder / "DONE").exists() else {}
+        if not folder.is_dir():
+            raise ConfigError(f"--from-manifest: found no {folder}; expected the folder of a run")
+        remedy = "name the folder of another run"
+        manifest = read_object(folder / "manifest.json", ("seed", "data", "argv", "packages"), remedy)
+        stored = read_object(folder / "config.json", ("preset", "config"), remedy)
+        summary = read_object(folder / "summary.json", (), remedy) if (folder / "DONE").exists() else {}
         return cls(folder, str(stored["preset"]), stored["config"], manifest, summary)
 
     def flags(self, verb: Sequence[str]) -> list[str]:
@@ -138,20 +142,23 @@ def differences(old: Any, new: Any, key: str) -> list[str]:
     return [] if old == new else [f"{key}: was {old!r}, is {new!r}"]
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    return [line for key in keys for line in differences(then.get(key, ABSENT), now.get(key, ABSENT), key)]
+def read_object(path: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
+    """Return what a JSON file of a run folder holds: an object with these keys and perhaps more.
 
-
-def _object(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    if path.parent.is_dir() and not path.exists():
-        raise DataError(f"{path}: absent; expected the file that `train --run` wrote; name the folder of a run")
+    Raises:
+        DataError: the file is absent or damaged, or a key is missing; `remedy` says what to do.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"--from-manifest: found no {path.parent}; expected the folder of a run") from error
-    except (OSError, ValueError) as error:  # unreadable, not UTF-8, or not JSON
-        raise DataError(f"{path}: not JSON: {error}; a run cannot be repeated from it") from error
+        raise DataError(f"{path}: absent; expected the file that `train --run` wrote; {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, or thousands of nested brackets
+        raise DataError(f"{path}: not JSON: {error}; {remedy}") from error
     missing = [key for key in keys if key not in value] if isinstance(value, dict) else ["table of keys"]
     if missing:
-        raise DataError(f"{path}: found no {', '.join(missing)}; expected what `train` wrote; name another run")
+        raise DataError(f"{path}: found no {', '.join(missing)}; expected what `train` wrote; {remedy}")
     return dict(value)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    return [line for key in keys for line in differences(then.get(key, ABSENT), now.get(key, ABSENT), key)]

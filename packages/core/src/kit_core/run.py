@@ -14,7 +14,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 from kit_core.atomic import write_json, write_text
 from kit_core.config import config_to_dict
 from kit_core.errors import FULL, ConfigError, DataError, Problems, disk_full
-from kit_core.repeat import differences, repetition_into
+from kit_core.repeat import differences, read_object, repetition_into
 
 FORMAT_VERSION = 1
 
@@ -33,6 +33,7 @@ CONFIG, MANIFEST, METRICS, SUMMARY = "config.json", "manifest.json", "metrics.js
 DIGESTS, DONE, LOCK = "digests.json", "DONE", ".lock"
 STATE = "state"  # what only an unfinished run needs: optimizers, schedules, random numbers
 WITHOUT_DIGEST = {METRICS, DIGESTS, DONE, LOCK, STATE, "plots", "tensorboard"}  # what no verb of a finished run reads
+RETRAIN = "train again into another --run"  # what to do about a damaged run
 RECORDED_PACKAGES = ("numpy", "torch", "lightgbm", "scikit-learn")  # and every installed kit-*
 
 
@@ -74,7 +75,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder is not empty and `resume` is off, it is no run folder, another process holds it, or
                 the configuration, the seed or the data differ from those that the run began with.
-            DataError: the run to resume is damaged or of another format.
+            DataError: the run to resume is damaged or of another format, or there is no room on the disk.
         """
         path = Path(path)
         if not (path / LOCK).exists():
@@ -134,15 +135,15 @@ class RunFolder:
 
     @classmethod
     def _load(cls, path: Path) -> Self:
-        manifest = _read_object(path / MANIFEST, ("format_version", "seed", "data", "resumed"))
+        manifest = read_object(path / MANIFEST, ("format_version", "seed", "data", "resumed"), RETRAIN)
         if manifest["format_version"] != FORMAT_VERSION:
             found = manifest["format_version"]
             raise DataError(
                 f"{path / MANIFEST}: found format_version {found!r}, expected {FORMAT_VERSION}; "
                 "use the code that wrote the run, or train again"
             )
-        stored = _read_object(path / CONFIG, ("preset", "config"))
-        summary = _read_object(path / SUMMARY, ()) if (path / DONE).exists() else {}
+        stored = read_object(path / CONFIG, ("preset", "config"), RETRAIN)
+        summary = read_object(path / SUMMARY, (), RETRAIN) if (path / DONE).exists() else {}
         return cls(path, stored["config"], stored["preset"], manifest, summary)
 
     @property
@@ -161,6 +162,7 @@ class RunFolder:
 
         Raises:
             DiskFullError: there is no room on the disk.
+            RuntimeError: the run folder is closed or was opened for reading.
         """
         self._require_lock()
         line = json.dumps(_jsonable(values), ensure_ascii=False) + "\n"
@@ -176,6 +178,9 @@ class RunFolder:
         """Write `summary.json`, the digests of all files, and then `DONE`; floats that are not finite become null.
 
         What `state` holds is removed: a process killed between a model and its state would else leave that for ever.
+
+        Raises:
+            DiskFullError, RuntimeError: as `log`.
         """
         self._require_lock()
         for leftover in (self.path / STATE).rglob("*"):
@@ -233,13 +238,11 @@ def _lasting_files(path: Path) -> list[str]:
 
 
 def _check_digests(path: Path) -> None:
-    """Refuse files that changed; one that is gone is missed by who reads it, and runs from before have no digests."""
+    """Refuse files that changed. One that is gone fails where it is read; the first runs had no digests."""
     if not (path / DIGESTS).exists():
         return
-    problems = Problems(
-        path, f"files as {DIGESTS} has them, which was written with them", "copy the run again, or train again"
-    )
-    stored = _read_object(path / DIGESTS, ("files", "sha256"))
+    problems = Problems(path, f"files as they were when {DIGESTS} was written", "copy the run again, or train again")
+    stored = read_object(path / DIGESTS, ("files", "sha256"), RETRAIN)
     if not isinstance(stored["files"], dict) or _digest_of(stored["files"]) != stored["sha256"]:
         problems.add(DIGESTS, "other content than its own sha256 says")
         problems.raise_if_any()
@@ -289,19 +292,6 @@ def _drop_torn_line(path: Path) -> None:
     """Cut an unfinished last line, which a killed process may leave, so that the next one does not run into it."""
     if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def _read_object(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: absent, though the run folder needs it; train again into another --run") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets within thousands of brackets
-        raise DataError(f"{path}: not JSON: {error}; train again into another --run") from error
-    missing = [key for key in keys if key not in value] if isinstance(value, dict) else ["table of keys"]
-    if missing:
-        raise DataError(f"{path}: found no {', '.join(missing)}; expected what `train` wrote; use another --run")
-    return dict(value)
 
 
 def _jsonable(value: Any) -> Any:

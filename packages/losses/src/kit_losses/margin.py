@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kit_losses.pairs import unit_rows
+
 
 class ArcFace(nn.Module):
     """Additive angular margin softmax; with `sub_centers` above 1 the nearest centre of each class counts.
@@ -31,6 +33,11 @@ class ArcFace(nn.Module):
         sub_centers: int = 1,
         label_smoothing: float = 0.0,
     ) -> None:
+        """Make random centres of `classes` classes in `d` dimensions; `margin` in radians, `scale` times the cosine.
+
+        Raises:
+            ValueError: fewer than 2 classes, no centre, a margin outside [0, pi / 2), or a scale that is not positive.
+        """
         super().__init__()
         if classes < 2 or sub_centers < 1:
             raise ValueError(f"found {classes} classes of {sub_centers} centres, expected 2 or more of 1 or more")
@@ -44,10 +51,8 @@ class ArcFace(nn.Module):
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Similarity of `embeddings` float[n, d] with the nearest centre of every class: float[n, classes]."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            cosines = functional.linear(
-                functional.normalize(wide, dim=1), functional.normalize(self.weight.to(wide.dtype), dim=1)
-            )
+            unit = unit_rows(embeddings)
+            cosines = functional.linear(unit, functional.normalize(self.weight.to(unit.dtype), dim=1))
             if self.sub_centers > 1:
                 cosines = cosines.view(len(cosines), self.classes, self.sub_centers).amax(dim=2)
             return cosines

@@ -154,11 +154,7 @@ class DistributionBalancedLoss(nn.Module):
 
 def _miss(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """(1 - p_t)^gamma by logarithms: exact where p_t is nearly 1, and its slope is finite for every gamma."""
-    # The logarithm of what is missed, for a positive and a negative.
-    positive, negative = (
-        functional.logsigmoid(-logits),
-        functional.logsigmoid(logits),
-    )  # the logarithm of what is missed
+    positive, negative = functional.logsigmoid(-logits), functional.logsigmoid(logits)  # log(1 - p_t) of either kind
     return (gamma * torch.logaddexp(targets.log() + positive, (1 - targets).log() + negative)).exp()
 
 

@@ -206,7 +206,7 @@ def contrastive(
     Source: Hadsell et al. (CVPR 2006); equal to pytorch-metric-learning's ContrastiveLoss with cosine similarity.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
-        z = _unit(embeddings)
+        z = unit_rows(embeddings)
         s, same = z @ z.T, labels[:, None] == labels
         other = ~same
         same.fill_diagonal_(False)
@@ -220,7 +220,8 @@ def random_triplets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw `per_anchor` triplets for every anchor that has a positive and a negative: anchors, positives, negatives.
 
-    Positives and negatives are uniform over those of the anchor, with replacement. Three int64[t] of row numbers.
+    Positives and negatives are uniform over those of the anchor, with replacement. Shapes: `labels` int[n]; the answer
+    is three int64[t] of row numbers.
     """
     order = torch.argsort(labels, stable=True)
     anchors, positives, negatives = (order[places] for places in _sorted_triplets(labels[order], per_anchor, generator))
@@ -248,7 +249,7 @@ def triplet_margin(
     """
     anchors, positives, negatives = triplets or random_triplets(labels, per_anchor, generator)
     with torch.autocast(embeddings.device.type, enabled=False):
-        z = _unit(embeddings)
+        z = unit_rows(embeddings)
         a, p, n = (z.index_select(0, rows) for rows in (anchors, positives, negatives))
         near, far = torch.linalg.vecdot(a, p), torch.linalg.vecdot(a, n)
         if swap:
@@ -294,6 +295,11 @@ class PairLosses(nn.Module):
         triplets_per_anchor: int = 10,
         temperature: float = 0.07,
     ) -> None:
+        """Choose weights and settings; those of a loss are the arguments of its function.
+
+        Raises:
+            ValueError: every weight is 0.
+        """
         super().__init__()
         self._terms: dict[str, tuple[float, _Term]] = {}
         if multi_similarity:
@@ -317,7 +323,7 @@ class PairLosses(nn.Module):
             terms["triplet"] = self._triplet, _SmoothTriplets(*triplets, self._triplet_margin)
         weights, weighted = [weight for weight, _ in terms.values()], [term for _, term in terms.values()]
         with torch.autocast(embeddings.device.type, enabled=False):
-            z = _unit(embeddings).index_select(0, order)
+            z = unit_rows(embeddings).index_select(0, order)
             loss, values = _over_pairs(z, labels, weighted, weights, counts)
         return PairLoss(loss, dict(zip(terms, values.unbind(), strict=True)), counts.positive_pairs, counts.lonely)
 
@@ -326,7 +332,7 @@ def _single(embeddings: Tensor, labels: Tensor, term: _Term) -> Tensor:
     order = torch.argsort(labels, stable=True)
     labels = labels[order]
     with torch.autocast(embeddings.device.type, enabled=False):
-        z = _unit(embeddings).index_select(0, order)
+        z = unit_rows(embeddings).index_select(0, order)
         return _over_pairs(z, labels, [term], [1.0], _count(labels))[0]
 
 
@@ -337,7 +343,8 @@ def _over_pairs(
     return loss, values
 
 
-def _unit(embeddings: Tensor) -> Tensor:
+def unit_rows(embeddings: Tensor) -> Tensor:
+    """Return rows [n, d] at length 1, float32, or float64 where they are so already; to be called without autocast."""
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     return functional.normalize(wide, dim=1)
 

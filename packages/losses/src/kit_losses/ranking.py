@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from kit_losses.pairs import contrastive
+from kit_losses.pairs import contrastive, unit_rows
 
 PIECE_ELEMENTS = 2**22  # positive pairs × rows that are compared at once
 
@@ -88,8 +87,7 @@ def _average_precision_loss(
     embeddings: Tensor, labels: Tensor, step_of_negatives: Step, step_of_positives: Step, count_self: bool
 ) -> Tensor:
     with torch.autocast(embeddings.device.type, enabled=False):
-        wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        z = functional.normalize(wide, dim=1)
+        z = unit_rows(embeddings)
         similarity = z @ z.T
         n = len(labels)
         relevant = labels[:, None] == labels

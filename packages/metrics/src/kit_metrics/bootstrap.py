@@ -36,7 +36,7 @@ def bootstrap_ratio(
     """
     table = _group_sums([numerator], denominator, groups)
     sums = _resample(table, n, seed)
-    return _interval((transform or _identity)(_ratios(sums[:, 0], sums[:, 1])), level)
+    return percentile_interval((transform or _identity)(_ratios(sums[:, 0], sums[:, 1])), level)
 
 
 def bootstrap_paired_ratio(
@@ -67,7 +67,7 @@ def bootstrap_paired_ratio(
         a, b = (transform(_ratios(sums[:, column], sums[:, 2])) for column in (0, 1))
         return a - b
 
-    low, high = _interval(difference(_resample(table, n, seed)), level)
+    low, high = percentile_interval(difference(_resample(table, n, seed)), level)
     return float(difference(table.sum(axis=0, keepdims=True))[0]), low, high
 
 
@@ -107,11 +107,16 @@ def _ratios(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
-def _interval(statistics: FloatArray, level: float) -> tuple[float, float]:
+def percentile_interval(statistics: FloatArray, level: float) -> tuple[float, float]:
+    """Return the bounds (lo, hi) that hold the share `level` of resampled statistics [n]; NaN are left out.
+
+    Raises:
+        ValueError: `level` outside (0, 1), or nothing but NaN.
+    """
     if not 0 < level < 1:
         raise ValueError(f"the level must lie between 0 and 1, found {level}")
     defined = statistics[~np.isnan(statistics)]
     if not len(defined):
-        raise ValueError("no resample has a positive denominator; draw more resamples")
+        raise ValueError("no resample holds anything to score; draw more resamples")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

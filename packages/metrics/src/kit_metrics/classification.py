@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kit_metrics.bootstrap import percentile_interval
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -62,7 +64,7 @@ def bootstrap_macro_f1(
     """
     rows, [columns], group = _aligned(true, [predicted], n_labels, groups)
     [scores] = _resampled_macro_f1(rows, [columns], group, n_labels, n, seed)
-    return _interval(scores, level)
+    return percentile_interval(scores, level)
 
 
 def bootstrap_paired_macro_f1(
@@ -87,7 +89,7 @@ def bootstrap_paired_macro_f1(
     """
     rows, [a, b], group = _aligned(true, [predicted_a, predicted_b], n_labels, groups)
     scores_a, scores_b = _resampled_macro_f1(rows, [a, b], group, n_labels, n, seed)
-    low, high = _interval(scores_a - scores_b, level)
+    low, high = percentile_interval(scores_a - scores_b, level)
     return macro_f1(rows, a, n_labels) - macro_f1(rows, b, n_labels), low, high
 
 
@@ -180,10 +182,3 @@ def _resampled_macro_f1(
         f1 = _f1(per_group(true, true == predicted), n_true, per_group(predicted))
         scores.append((f1 * present).sum(axis=1) / present.sum(axis=1))
     return scores
-
-
-def _interval(statistics: FloatArray, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"the level must lie between 0 and 1, found {level}")
-    low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -7,6 +7,8 @@ only the true rows need a rank: one sort of the bare scores of a tag and a binar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kit_metrics.bootstrap import percentile_interval
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -215,10 +217,7 @@ class _Plan:
 
 
 def _interval(resampled: FloatArray, score: float, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"the level must lie between 0 and 1, found {level}")
-    defined = resampled[~np.isnan(resampled)]
-    if not len(defined):
-        raise ValueError("no resample holds a true row; draw more resamples")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) - (defined.mean() - score)
-    return float(low), float(high)
+    """The percentile interval, moved so that the mean resample stands at the score."""
+    low, high = percentile_interval(resampled, level)
+    shift = float(resampled[~np.isnan(resampled)].mean()) - score
+    return low - shift, high - shift

@@ -72,8 +72,7 @@ def ndcg_per_query(
         is_own = some == mine
         if is_own.any():
             bad_own.append(start + np.flatnonzero(is_own.any(axis=1)))
-            order = np.argsort(is_own, axis=1, kind="stable")
-            some = np.take_along_axis(np.where(is_own, np.int32(-1), some), order, axis=1)
+            some = _moved_up(some, is_own)
         some = some[:, :k]
         if repeated == "refuse":
             ordered = np.sort(some, axis=1)
@@ -110,6 +109,8 @@ def ndcg_report(
 ) -> dict[str, Any]:
     """Mean nDCG@k with its 95 % interval, whole labels resampled, and what it was measured on, as plain Python values.
 
+    The arguments up to `own` are those of `ndcg_per_query`.
+
     Keys: `ndcg@K`, `interval` (None for `bootstrap=0`), `queries` (scored), `left_out` (by the rules), `labels` (of the
     scored queries), `gallery` (rows: nDCG of one model falls as the gallery grows, so that scores compare only at equal
     size), `hit@1` and `recall@K` (share of the R others that are found, at most K of them asked).
@@ -125,8 +126,9 @@ def ndcg_report(
     if not scored.any():
         raise ValueError("no query is left: no label has two rows")
     values, groups = score[scored], label_of[rows[scored]]
-    table = np.where(found == rows[:, None], -1, found)[scored]
-    hit = np.append(label_of, -1)[table] == groups[:, None]
+    listed = found[scored].astype(np.int64)
+    listed = _moved_up(listed, listed == rows[scored, None])
+    hit = np.append(label_of, -1)[listed] == groups[:, None]
     others = np.minimum(np.bincount(label_of)[groups] - 1, k)
     return {
         f"ndcg@{k}": float(values.mean()),
@@ -154,7 +156,7 @@ def paired_ndcg(
 ) -> tuple[float, float, float]:
     """Difference a - b of the mean nDCG@k of two rankings of the same queries, with its 95 % interval over the labels.
 
-    Queries that cannot be answered are left out; both sides see the same resamples.
+    Shapes: as `ndcg_per_query`. Queries that cannot be answered are left out; both sides see the same resamples.
 
     Raises:
         ValueError: as `ndcg_per_query`, or no query is left.
@@ -168,6 +170,12 @@ def paired_ndcg(
     rows = np.arange(len(a)) if queries is None else np.asarray(queries)
     groups = np.asarray(labels)[rows[scored]]
     return bootstrap_paired_ratio(a[scored], b[scored], np.ones(int(scored.sum())), groups, n=bootstrap, seed=seed)
+
+
+def _moved_up(found: IntArray | NDArray[np.int32], is_own: NDArray[np.bool_]) -> NDArray[Any]:
+    """Neighbours [n, K] without the query itself: those behind it move up, and -1 fills the end."""
+    order = np.argsort(is_own, axis=1, kind="stable")
+    return np.take_along_axis(np.where(is_own, -1, found), order, axis=1)
 
 
 def _checked(

@@ -13,6 +13,9 @@ class WeightAverage:
 
     The decay rises as (1 + t) / (10 + t) to `decay`, so that the random start is forgotten soon.
 
+    Raises:
+        ValueError: a decay outside (0, 1).
+
     Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage's.
     """
 

@@ -104,6 +104,9 @@ class MaskedConformer(nn.Module):
     convolution reads zeros in padded frames, and its normalisation there is of real frames: over the batch
     (`norm="batch"`) or of each frame alone (`norm="layer"`).
 
+    Raises:
+        ValueError: an even `kernel`, in frames.
+
     Source: Gulati et al. 2020, arXiv:2005.08100.
     """
 
@@ -171,7 +174,10 @@ class _ConformerBlock(nn.Module):
 class ResNet1d(nn.Module):
     """Residual blocks of three convolutions over time with masked batch normalisation; `channels[-1]` channels out.
 
-    One block for each entry of `channels`; a 1×1 convolution carries x past a block that changes the channels.
+    One block for each entry of `channels`; a convolution of width 1 carries x past a block that changes the channels.
+
+    Raises:
+        ValueError: an even number among `kernels`, in frames.
 
     Source: Wang, Yan and Oates 2017, arXiv:1611.06455 (time series classification).
     """
@@ -221,7 +227,8 @@ class _ResidualBlock(nn.Module):
 class CrossAttention(nn.Module):
     """Learned queries that read the frames, layer by layer (attention, feed-forward, each pre-normed): [b, queries, d].
 
-    With one query for each label this is the decoder of ML-Decoder and of Query2Label without attention among queries.
+    `ff` is the width of the feed-forward part; 0 leaves it out. With one query for each label this is the decoder of
+    ML-Decoder and of Query2Label without attention among queries.
 
     Source: Ridnik et al. 2021, arXiv:2111.12933; Liu et al. 2021, arXiv:2107.10834.
     """

@@ -49,6 +49,9 @@ class AttentionPooling(nn.Module):
 
     The score of a frame is Linear(d, heads), or with `hidden` channels Linear, LayerNorm, GELU, Linear.
 
+    Raises:
+        ValueError: `d` is no multiple of `heads`.
+
     Source: Ilse et al. 2018, arXiv:1802.04712, with groups of channels as in multi-head attention.
     """
 

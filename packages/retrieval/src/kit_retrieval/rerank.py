@@ -22,8 +22,8 @@ def k_reciprocal(candidates: Neighbours, *, k1: int = 20, k2: int = 6, share: fl
     Args:
         candidates: neighbours of the rows of one set among themselves, themselves excluded, by cosine; those behind the
             last one cannot move up.
-        k1: neighbours that must be mutual; a neighbour's own mutual neighbours (of k1 / 2) join where two thirds of
-            them are there already.
+        k1: neighbours that must be mutual; a neighbour's own mutual neighbours (of k1 / 2) join where more than two
+            thirds of them are there already.
         k2: descriptions are averaged over a row and its k2 - 1 nearest neighbours; 1: not averaged.
         share: of the Jaccard part. The paper's lambda is 1 - share, 0.3.
 

@@ -28,10 +28,12 @@ def cohort_statistics(
     """Mean and deviation of the `top` highest scores of each row of `x` [n, d] with the `cohort` [m, d].
 
     Raises:
-        ValueError: as `kit_retrieval.search.top_k`, or `top` below 2.
+        ValueError: as `kit_retrieval.search.top_k`, `top` below 2, or a cohort of one row, whose scores do not deviate.
     """
     if top < 2:
         raise ValueError(f"top: found {top}, expected 2 or more")
+    if len(cohort) < 2:
+        raise ValueError(f"cohort: found {len(cohort)} row, expected 2 or more")
     scores = top_k(x, cohort, min(top, len(cohort)), device=device).scores
     return CohortStatistics(scores.mean(axis=1), np.maximum(scores.std(axis=1), np.float32(1e-6)))
 
@@ -54,9 +56,12 @@ def as_norm(
     Source: Matějka et al., Analysis of score normalization in multilingual speaker recognition, Interspeech 2017; mixed
     with a share of 0.3 by the third place of the Yandex Cup 2022.
     """
-    if len(queries.mean) != len(candidates) or not 0 <= share <= 1:
-        raise ValueError(f"found statistics of {len(queries.mean)} for {len(candidates)} queries, share {share}")
     s, i = candidates.scores, candidates.indices
+    if len(queries.mean) != len(candidates) or len(gallery.mean) <= i.max(initial=-1) or not 0 <= share <= 1:
+        raise ValueError(
+            f"found statistics of {len(queries.mean)} for {len(candidates)} queries and of {len(gallery.mean)} for "
+            f"gallery rows to {i.max(initial=-1)}, share {share}"
+        )
     of_query = (s - queries.mean[:, None]) / queries.deviation[:, None]
     of_gallery = (s - gallery.mean[i]) / gallery.deviation[i]
     normalised = np.asarray(of_query + of_gallery, dtype=np.float32) / 2

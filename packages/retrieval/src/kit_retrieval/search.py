@@ -226,7 +226,8 @@ def _true_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _search(q: torch.Tensor, g: torch.Tensor, K: int, mine: Integers, of_itself: bool) -> list[_Block]:
-    tile = CPU_TILE if torch.get_num_threads() <= FEW_THREADS else CPU_TILE // 2  # among itself each has one
+    # In `_search_itself` each thread has a tile of its own.
+    tile = CPU_TILE if torch.get_num_threads() <= FEW_THREADS else CPU_TILE // 2
     rows, columns = (GPU_QUERIES, GPU_GALLERY) if q.is_cuda else (tile, tile)
     blocks = [_Block(start, min(start + rows, len(q)), K, q.device) for start in range(0, len(q), rows)]
     own = torch.from_numpy(mine).to(q.device)

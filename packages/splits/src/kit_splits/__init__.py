@@ -1,1 +1,1 @@
-"""Grouped folds and leak checks."""
+"""Grouped and multilabel folds, near-duplicate groups, leak checks."""

@@ -29,7 +29,7 @@ def group_folds(
         ValueError: `groups` or `weights` of a wrong shape, or weights that are negative or not finite.
     Source: longest-processing-time rule, R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969.
     """
-    names, group_of_row = _distinct(groups)
+    names, group_of_row = distinct_groups(groups)
     if n_folds < 2:
         raise ConfigError(f"{n_folds} folds: at least 2 are needed, one to test on and one to learn from")
     if len(names) < n_folds:
@@ -60,7 +60,7 @@ def assert_groups_whole(
             a group (None or NaN).
         ValueError: the two have different lengths.
     """
-    names, group_of_row = _distinct(groups)
+    names, group_of_row = distinct_groups(groups)
     fold_of_row = np.asarray(folds)
     if fold_of_row.shape != group_of_row.shape:
         raise ValueError(f"folds of shape {fold_of_row.shape} for groups of shape {group_of_row.shape}")
@@ -75,8 +75,13 @@ def assert_groups_whole(
     problems.raise_if_any()
 
 
-def _distinct(groups: Sequence[str] | NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
-    """Return the sorted names of the groups, and the index of its group for every row."""
+def distinct_groups(groups: Sequence[str] | NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Return the sorted names of the groups, and the index of its group for every row, int64[n].
+
+    Raises:
+        DataError: rows without a group (None or NaN).
+        ValueError: `groups` is not one-dimensional.
+    """
     # As objects, since NumPy's own text type would turn numbers into text and cut NUL characters off the end.
     names = groups if isinstance(groups, np.ndarray) else np.array(list(groups), dtype=object)
     if names.ndim != 1:

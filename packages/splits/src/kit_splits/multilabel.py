@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit_core.errors import ConfigError
-from kit_splits.folds import _distinct
+from kit_splits.folds import distinct_groups
 
 
 def multilabel_folds(
@@ -38,7 +38,7 @@ def multilabel_folds(
     if groups is None:
         unit_of_row = np.arange(len(labels))
     else:
-        unit_of_row = _distinct(groups)[1]
+        unit_of_row = distinct_groups(groups)[1]
         if len(unit_of_row) != len(labels):
             raise ValueError(f"{len(unit_of_row)} groups for {len(labels)} rows")
     n_units = int(unit_of_row.max(initial=-1)) + 1

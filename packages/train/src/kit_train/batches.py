@@ -7,7 +7,11 @@ Rows = NDArray[np.int64]
 
 
 def random_batches(n: int, size: int, seed: int) -> list[Rows]:
-    """Return n shuffled rows in batches of `size` (the last may be smaller): each row once."""
+    """Return n shuffled rows in batches of `size` (the last may be smaller): each row once.
+
+    Raises:
+        ValueError: `size` below 1.
+    """
     _check(size)
     order = np.random.default_rng(seed).permutation(n).astype(np.int64)
     return [order[i : i + size] for i in range(0, n, size)]
@@ -20,7 +24,7 @@ def bucketed_batches(
 
     Rows are sorted by length × a factor drawn evenly from 1 ± `noise`, so that the batches differ from seed to seed,
     and cut every `size` rows; with `frames_budget` also before rows × longest length passes it (a single longer row
-    makes a batch alone).
+    makes a batch alone). `lengths` int64[n], in frames.
 
     Raises:
         ValueError: `size` below 1, `noise` outside 0..1, or a budget below 1.
@@ -40,7 +44,13 @@ def bucketed_batches(
 
 
 def sequential_batches(lengths: NDArray[np.int64], size: int, *, frames_budget: int | None = None) -> list[Rows]:
-    """Return batches of rows sorted by length, longest first, for inference; the caller scatters answers back."""
+    """Return batches of rows sorted by length, longest first, for inference; the caller scatters answers back.
+
+    `frames_budget` as in `bucketed_batches`.
+
+    Raises:
+        ValueError: `size` below 1.
+    """
     _check(size)
     order = np.argsort(-np.asarray(lengths), kind="stable").astype(np.int64)
     return _cut(order, np.asarray(lengths), size, frames_budget, first=size)

@@ -13,6 +13,9 @@ class FabricConfig:
         accelerator: `auto` takes a GPU where there is one.
         precision: `bfloat16` is mixed: weights and losses stay float32.
         accumulate: batches whose gradients are summed before one step of the optimizer.
+
+    Raises:
+        ValueError: `devices` or `accumulate` below 1.
     """
 
     devices: int = 1

@@ -10,7 +10,8 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from kit_core.errors import ConfigError
 from kit_train.config import FabricConfig
-from kit_train.ranks import join_group
+from kit_train.parallel import check_devices
+from kit_train.ranks import environment_ranks, join_group
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
@@ -26,13 +27,10 @@ def launch(config: FabricConfig) -> Fabric:
         ConfigError: the accelerator is absent, there are fewer devices than asked for, or another number of processes
             was started than `devices` says.
     """
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("fabric.accelerator: found no CUDA device; use 'cpu' or 'auto'")
+    devices = max(config.devices, environment_ranks().local_size)
+    check_devices(config.accelerator, devices)
     use_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     ranks = join_group(config.accelerator)
-    devices = max(config.devices, ranks.local_size)
-    if use_gpu and devices > torch.cuda.device_count():
-        raise ConfigError(f"fabric.devices: found {devices}, but this machine has {torch.cuda.device_count()}")
     if "RANK" in os.environ and config.devices not in (1, ranks.local_size):
         raise ConfigError(
             f"fabric.devices: found {config.devices}, but {ranks.local_size} processes were started on this machine; "

@@ -126,7 +126,7 @@ def _launch(verb: str, values: Mapping[str, Any], devices: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = values["config"].fabric
-    _check_devices(config.accelerator, devices)
+    check_devices(config.accelerator, devices)
     for name in ("torch.distributed", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell every failure at length; we, in short
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
@@ -183,7 +183,7 @@ def _told(scratch: Path, rank: int, devices: int, exit_code: int) -> KitError:
         found = json.loads(path.read_text(encoding="utf-8"))
         for kind in ERRORS:
             if kind.exit_code == found["exit_code"]:
-                named = found["message"].startswith("rank ")  # rank 0 speaks for itself, as if it were alone
+                named = found["message"].startswith("rank ")  # the ranks above 0 have done so themselves
                 return kind(found["message"] if named else f"{where}: {found['message']}")
         return RankError(f"{where} failed, and the others were ended:\n{found['message']}")
     cause = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
@@ -216,7 +216,12 @@ def _only_rank_0_speaks() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _check_devices(accelerator: str, devices: int) -> None:
+def check_devices(accelerator: str, devices: int) -> None:
+    """Refuse what this machine does not have.
+
+    Raises:
+        ConfigError: the accelerator is absent, or there are fewer devices than asked for.
+    """
     import torch
 
     if accelerator == "gpu" and not torch.cuda.is_available():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kit_core import interrupt
 from kit_core.errors import ConfigError
 from kit_train.parallel import PeerError
+from kit_train.state import mixed_seed
 
 Rows = NDArray[np.int64]
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo also beside nccl: small talk needs no GPU
@@ -81,7 +82,11 @@ def environment_ranks() -> Ranks:
 
 
 def join_group(accelerator: str = "auto") -> Ranks:
-    """Meet the other ranks, once in a process; with one rank there is nobody to meet."""
+    """Meet the other ranks, once in a process; with one rank there is nobody to meet.
+
+    Raises:
+        ConfigError: as `environment_ranks`.
+    """
     ranks = environment_ranks()
     if ranks.size > 1 and not dist.is_initialized():
         use_gpu = torch.cuda.is_available() and accelerator != "cpu"
@@ -210,8 +215,7 @@ def seed_of_rank(fabric: Fabric, seed: int) -> None:
     With one rank nothing happens: its generators run on, and a resume restores them.
     """
     if fabric.world_size > 1:
-        parts = np.random.SeedSequence([seed, fabric.global_rank]).generate_state(1)
-        torch.manual_seed(int(parts[0]))
+        torch.manual_seed(mixed_seed(seed, fabric.global_rank))
 
 
 @contextmanager

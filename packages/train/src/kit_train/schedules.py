@@ -41,7 +41,11 @@ def cyclic_cosine(step: int, cycle: int, floor: float = 0.0) -> float:
 class Plateau:
     """Multiply the factor by `factor` when the score has not improved for `patience` calls in a row.
 
-    `value` is the factor now, `reduced` tells whether the last call lowered it (the moment to reload the best weights).
+    `value` is the factor now, `reduced` tells whether the last call lowered it (the moment to reload the best weights);
+    `minimum` bounds it from below.
+
+    Raises:
+        ValueError: a factor outside (0, 1), or `patience` below 1.
     """
 
     def __init__(

@@ -8,6 +8,9 @@ class Patience:
     """Count evaluations without a new best score.
 
     `best` is the best score so far, `exhausted` whether `patience` evaluations in a row brought none; NaN never does.
+
+    Raises:
+        ValueError: `patience` below 1.
     """
 
     def __init__(self, patience: int, mode: Literal["max", "min"] = "max") -> None:

@@ -52,7 +52,7 @@ class Tracker:
 
 
 class NoTracker:
-    """A tracker that keeps nothing: for tests, and for all processes of a parallel run but the first."""
+    """A tracker that keeps nothing, for a loop without a run folder, such as in a test."""
 
     def log(self, step: int, **values: object) -> None:
         """Do nothing."""
