@@ -13,6 +13,7 @@ from ai4code.config import EncoderConfig, NotebookConfig, TransformerConfig
 from ai4code.data import load
 from ai4code.decode import decode, median_gap
 from ai4code.features import View, describe
+from ai4code.members import count_parameters
 from ai4code.sample import write_sample
 from ai4code.sequences import make_batch, make_items, whole
 from ai4code.text import analyze, fit_text_model
@@ -281,3 +282,5 @@ def test_a_folder_is_fine_tuned_and_the_run_needs_it_no_more(view: View, tiny_en
     again = TextListwise.load("text-listwise", tmp_path)
     for one, other in zip(model.place(view), again.place(view), strict=True):
         np.testing.assert_allclose(one.position, other.position, atol=1e-6)
+    weights = sum(weight.numel() for weight in model.network.parameters())
+    assert count_parameters("text-listwise", tmp_path) == weights

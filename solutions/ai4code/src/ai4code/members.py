@@ -162,6 +162,6 @@ def count_parameters(name: Member, folder: Path) -> int:
         with safe_open(folder / FILES[name], framework="numpy") as file:
             shapes = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}  # noqa: SIM118 - not a dict
         # Statistics of the features travel with the weights but are none.
-        return sum(math.prod(shape) for tensor, shape in shapes.items() if not tensor.startswith("standardise."))
+        return sum(math.prod(shape) for tensor, shape in shapes.items() if "standardise." not in tensor)
     leaves = re.findall(r"^num_leaves=(\d+)$", (folder / FILES[name]).read_text(encoding="utf-8"), flags=re.M)
     return sum(map(int, leaves))
