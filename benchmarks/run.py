@@ -31,6 +31,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from kit_core.atomic import write_text
+
 HERE = Path(__file__).resolve().parent
 VERSIONS_OF = ("numpy", "scipy", "scikit-learn", "lightgbm", "pyarrow", "torch")
 REQUIRED_KEYS = {"name", "ours_seconds", "peer", "peer_seconds", "ratio", "spread", "required_ratio"}
@@ -151,7 +153,7 @@ def main() -> int:
     print(body)
     if not only:
         text = f"{HEADING}\n{datetime.now(UTC):%Y-%m-%d}. {describe_machine()}\n\n{body}"
-        (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
+        write_text(HERE / "RESULTS.md", text)
     return 0 if kept else 1
 
 

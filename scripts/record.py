@@ -1,4 +1,4 @@
-"""Write what a finished run measured into its solution's RESULTS.csv; an older row of the same preset and data goes.
+"""Write what a finished run measured into its solution's RESULTS.csv; an older row of the same measurement goes.
 
     python scripts/record.py runs/x --solution ai4code --data ai4code-mini --folds "5 by ancestor"
 
@@ -13,21 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from kit_core.atomic import atomic_path
+from kit_core.errors import DataError, KitError
 from kit_core.run import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
     "preset", "data", "folds", "metric", "score", "low", "high", "n", "seconds", "parameters", "revision", "remarks",
 )  # fmt: skip
+FACTS = ("metric", "score", "interval", "n", "seconds", "parameters")  # of a summary
 
 
 def row_of(run: RunFolder, data: str, folds: str, remarks: str) -> dict[str, str]:
     """Return the row of a finished run.
 
     Raises:
-        KeyError: its summary lacks one of the facts.
+        DataError: its summary lacks one of the facts, as that of a run without held-out data does.
     """
     summary: dict[str, Any] = run.summary
+    missing = [key for key in FACTS if summary.get(key) is None]
+    if missing:
+        raise DataError(f"{run.path}: found no {', '.join(missing)} in summary.json; expected a run that was scored")
     low, high = summary["interval"]
     git = run.manifest["git"]
     return {
@@ -47,12 +52,13 @@ def row_of(run: RunFolder, data: str, folds: str, remarks: str) -> dict[str, str
 
 
 def record(path: Path, row: dict[str, str]) -> None:
-    """Put the row in place of the one of the same preset, data and folds, or at the end."""
+    """Put the row in place of the one of the same preset, data, folds and metric, or at the end."""
     rows: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [{column: old.get(column, "") for column in COLUMNS} for old in csv.DictReader(file)]
-    same = [i for i, old in enumerate(rows) if all(old[key] == row[key] for key in ("preset", "data", "folds"))]
+    keys = ("preset", "data", "folds", "metric")
+    same = [i for i, old in enumerate(rows) if all(old[key] == row[key] for key in keys)]
     place = same[0] if same else len(rows)
     rows[place : place + 1] = [row]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -74,7 +80,11 @@ def main() -> int:
     if not path.parent.is_dir():
         parser.error(f"there is no {path.parent}")
     for folder in options.run:
-        row = row_of(RunFolder.open(folder), options.data, options.folds, options.remarks)
+        try:
+            row = row_of(RunFolder.open(folder), options.data, options.folds, options.remarks)
+        except KitError as error:
+            print(f"record: {error}", file=sys.stderr)
+            return error.exit_code
         record(path, row)
         print(",".join(row.values()))
     return 0

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from kit_core.errors import DataError
 from kit_core.run import RunFolder
 
 
@@ -27,11 +26,10 @@ def recorder(repo_root: Path) -> ModuleType:
     return module
 
 
-def finished(path: Path, score: float, preset: str = "small") -> RunFolder:
+def finished(path: Path, score: float | None, preset: str = "small", metric: str = "tau") -> RunFolder:
     with RunFolder.create(path, config=Settings(), preset=preset, data_hashes={}, seed=0) as run:
-        run.finish(
-            {"metric": "tau", "score": score, "interval": [0.1, 0.9], "n": 12, "seconds": 3.21, "parameters": 99}
-        )
+        interval = None if score is None else [0.1, 0.9]
+        run.finish({"metric": metric, "score": score, "interval": interval, "n": 12, "seconds": 3.21, "parameters": 99})
     return RunFolder.open(path)
 
 
@@ -69,8 +67,25 @@ def test_another_split_of_the_data_is_another_row_and_old_tables_gain_columns(
     ]
 
 
-def test_an_unfinished_run_is_refused(recorder: ModuleType, tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "a", config=Settings(), preset="small", data_hashes={}, seed=0):
+def test_another_metric_is_another_row(recorder: ModuleType, tmp_path: Path) -> None:
+    table = tmp_path / "RESULTS.csv"
+    for name, metric, score in (("a", "macro_f1", 0.25), ("b", "accuracy", 0.5), ("c", "accuracy", 0.75)):
+        run = finished(tmp_path / name, score, metric=metric)
+        recorder.record(table, recorder.row_of(run, "mini", "5 by group", ""))
+    assert [(row["metric"], row["score"]) for row in rows_of(table)] == [("macro_f1", "0.2500"), ("accuracy", "0.7500")]
+
+
+def test_runs_without_a_score_are_refused_in_words(
+    recorder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder.create(tmp_path / "open", config=Settings(), preset="small", data_hashes={}, seed=0):
         pass
-    with pytest.raises(DataError):
-        RunFolder.open(tmp_path / "a")
+    finished(tmp_path / "unscored", None)
+    monkeypatch.setattr(recorder, "ROOT", tmp_path)
+    (tmp_path / "solutions" / "one").mkdir(parents=True)
+    for name, words in (("open", "the run is not finished"), ("unscored", "found no score, interval")):
+        options = [str(tmp_path / name), "--solution", "one", "--data", "mini", "--folds", "5"]
+        monkeypatch.setattr("sys.argv", ["record.py", *options])
+        assert recorder.main() == 3
+        assert words in capsys.readouterr().err
+    assert not list((tmp_path / "solutions" / "one").iterdir())

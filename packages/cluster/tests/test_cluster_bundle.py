@@ -221,6 +221,17 @@ def test_other_archives_and_taken_places_are_refused(archive: Path, tmp_path: Pa
         unpack.install(archive, tmp_path / "taken")
 
 
+def test_an_installation_killed_right_after_unpacking_goes_on(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "there"
+    unpack._unpack(archive, unpack.read_manifest(archive), out)  # and no more
+    monkeypatch.setattr(unpack, "_make_environment", lambda *_: None)  # takes seconds
+    unpack.install(archive, out, log=lambda _: None)
+    assert json.loads((out / unpack.INSTALLED).read_text())["complete"]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
 def test_what_cannot_be_bundled_is_told(house: tuple[Path, Path], tmp_path: Path) -> None:
     project, wheels = house
     more: dict[str, Any] = {"models": {}, "data": {}, "wheels": wheels}

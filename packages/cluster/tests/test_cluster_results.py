@@ -128,6 +128,19 @@ def test_what_cannot_be_collected_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "a.tar").exists()
 
 
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_run_with_a_damaged_record_is_named(tmp_path: Path, name: str, content: str) -> None:
+    run = make_run(tmp_path / "runs" / "run")
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        collect([run], tmp_path / "a.tar")
+    if name == "summary.json":
+        with pytest.raises(DataError, match=name):
+            retain(tmp_path / "runs", 1, apply=True)
+    assert not (tmp_path / "a.tar").exists()
+
+
 def test_retention_keeps_the_best_and_the_last_and_the_record_of_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

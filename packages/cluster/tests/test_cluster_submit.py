@@ -198,6 +198,26 @@ def test_jobs_are_noted_and_looked_up(
         jobs.status(tmp_path / "other")
 
 
+def test_a_job_that_ends_while_it_is_looked_up_is_told(presets: Path, tmp_path: Path, slurm: Path) -> None:
+    run, asked = tmp_path / "run", tmp_path / "asked"
+    assert command(presets, "--data", "d", "--run", str(run), "--submit", "slurm") == 0
+    stand_in(slurm, "squeue", f"[ -e {asked} ] || echo '41|RUNNING|None'; touch {asked}")
+    assert [one.state for one in jobs.states_of(run)] == ["running"]
+    assert [one.state for one in jobs.states_of(run)] == ["dead"]
+
+
+def test_a_job_that_is_not_queued_again_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "run.slurm").mkdir()
+    argv = ["/there/bin/my-task", "train", "best", "--run", "R", "--resume"]
+    training = job.TrainJob("my_task.cli:train", {"run": run}, argv, SlurmConfig(requeues=0), None)
+    with pytest.raises(SystemExit):
+        training._stopped("requeue", "7")
+    told = "Go on with: my-task train best --run R --resume --submit slurm"
+    assert capsys.readouterr().err.strip().endswith(told)
+    assert json.loads((tmp_path / "run.slurm" / "7.json").read_text())["message"].endswith(told)
+
+
 def test_what_sbatch_refuses_is_told_in_its_words(
     presets: Path, tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +228,9 @@ def test_what_sbatch_refuses_is_told_in_its_words(
     (tmp_path / "run" / "file").touch()
     assert command(presets, "--data", "d", "--run", str(tmp_path / "run"), "--submit", "slurm") == 2
     assert "is not empty; add --resume" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command(presets, "--data", "d", "--run", str(tmp_path / "file"), "--submit", "slurm") == 2
+    assert "file: is a file" in capsys.readouterr().err
 
 
 def test_folds_become_configurations_of_their_own(tmp_path: Path) -> None:

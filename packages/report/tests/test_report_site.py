@@ -293,6 +293,7 @@ def test_a_broken_run_is_a_warning_with_its_name(root: Path, tmp_path: Path) -> 
         ("preset,data\nx,y\n", "found the columns preset, data"),
         (",".join(COLUMNS) + "\n" + row("a", score=0.4, low=0.9) + "\n" + row("b") + "\n", "row 2 left out"),
         (",".join(COLUMNS) + "\nshort\n" + row("b") + "\n", "row 2 left out"),
+        (",".join(COLUMNS) + "\n" + row("a") + ",more\n" + row("b") + "\n", "row 2 left out"),
         (",".join(COLUMNS) + "\n" + row("a", n="many") + "\n" + row("b") + "\n", "row 2 left out"),
         (",".join(COLUMNS) + "\n" + row("b", "mystery") + "\n", "data 'mystery'"),
         ("\0", "RESULTS.csv"),

@@ -91,6 +91,10 @@ def test_bad_data_is_told(
 def test_a_wrong_submission_is_refused(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = (sample / "test_truth.csv").read_text().splitlines()
     out = tmp_path / "submission.csv"
+    truth = tmp_path / "truth.csv"
+    truth.write_text(rows[0] + "\n")
+    assert main(["evaluate", "--submission", str(truth), "--truth", str(truth)]) == 3
+    assert "no rows" in capsys.readouterr().err
     for lines, words in ((rows[:-1], "no row"), ([*rows, rows[1]], "second time"), ([*rows, "x,-1"], "label '-1'")):
         out.write_text("\n".join(lines) + "\n")
         assert main(["check", "--submission", str(out), "--data", str(sample)]) == 3

@@ -94,6 +94,21 @@ def test_a_submission_of_genres_goes_through_the_mapping(tmp_path: Path) -> None
         evaluate_submission(answers, truth)
 
 
+@pytest.mark.parametrize(
+    ("truth", "answers", "words"),
+    [
+        ("Id\tGenre\n", "Id\tGenre\n", "a header and no rows"),
+        ("Id,valence,energy,danceability\n", "Id,valence,energy,danceability\n", "a header and no rows"),
+        ("Id\tGenre\n1\tOld-Time\n", "Id\tGenre\n1\tRock\n", "no clip of a class"),  # it is dropped
+    ],
+)
+def test_nothing_to_judge_is_told(tmp_path: Path, truth: str, answers: str, words: str) -> None:
+    (tmp_path / "truth.txt").write_text(truth)
+    (tmp_path / "answers.txt").write_text(answers)
+    with pytest.raises(DataError, match=words):
+        evaluate_submission(tmp_path / "answers.txt", tmp_path / "truth.txt")
+
+
 def test_places_do_not_depend_on_the_scale_of_a_member() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random((200, 3))

@@ -9,7 +9,8 @@ import soundfile
 from kit_audio import decode, lab_spectra
 from ntua_lab import sample as samples
 from ntua_lab.cli import main
-from ntua_lab.data import AXES, load, read_answers
+from ntua_lab.config import AXES
+from ntua_lab.data import load, read_answers
 from ntua_lab.extract import extract_folder
 from ntua_lab.sample import STYLES, play, write_sample
 
@@ -72,6 +73,15 @@ def test_without_labels_all_is_a_test_part(songs: Path, tmp_path: Path) -> None:
     assert len(set(clips.track)) == 3
 
 
+def test_rows_that_name_an_artist_alone_are_a_test_part(songs: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,artist\na.wav,A\nlive/b.flac,B\n")
+    extract_folder(songs, tmp_path / "out", labels=labels, clip_seconds=6.0)
+    clips = load(tmp_path / "out")
+    assert set(clips.splits) == {"test"}
+    assert {"A", "B"} < set(clips.artist)
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(songs: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
@@ -112,3 +122,14 @@ def test_a_tiny_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = read_answers(tmp_path / "sample" / samples.TRUTH)
     assert truth.ids == [clips.ids[i] for i in clips.where("emotion", "test")]
     assert (tmp_path / "sample/songs/rock.flac").exists()
+
+
+def test_a_sample_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(samples, "CLIP_SECONDS", 3.0)
+    monkeypatch.setattr(samples, "lab_mapping", stop)  # spectra and songs are written by then
+    with pytest.raises(KeyboardInterrupt):
+        write_sample(tmp_path / "sample", clips=24)
+    assert not list(tmp_path.iterdir())

@@ -231,6 +231,8 @@ def test_mixed_clips_carry_mixed_targets() -> None:
         ({"task": "joint", "members": ("svm",)}, "joint"),
         ({"train": TrainConfig(overfit_batch=4), "members": ("svm",)}, "overfit_batch"),
         ({"train": TrainConfig(epochs=0)}, "train.epochs"),
+        ({"train": TrainConfig(batch=1)}, "train.batch"),
+        ({"data": DataConfig(limit=0)}, "data.limit"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, object], words: str) -> None:

@@ -11,10 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from kit_core.config import load_preset, preset_names
+from kit_core.run import RunFolder
+from ntua_lab import baseline
 from ntua_lab import train as training
 from ntua_lab.answers import units_of
 from ntua_lab.cli import PRESETS, main
-from ntua_lab.config import Config
+from ntua_lab.config import Config, DataConfig, PooledConfig
 from ntua_lab.model import build_network
 
 SMALL = (
@@ -152,7 +154,11 @@ def test_a_joint_network_transfer_and_the_report(
     assert main(wrong) == 2
     assert "another network or input" in capsys.readouterr().err
 
+    with RunFolder.create(runs / "other", config=DataConfig(), preset="x", data_hashes={}, seed=0) as foreign:
+        foreign.finish({"metric": "tau", "score": 0.5})
+    capsys.readouterr()
     assert main(["report", "--runs", str(runs), "--out", str(tmp_path / "report")]) == 0
+    assert "other: a run of another program" in capsys.readouterr().err
     html = (tmp_path / "report/report.html").read_text()
     for words in ("multitask", "confusion matrix", "Paired differences in accuracy", "true and predicted values"):
         assert words in html
@@ -234,9 +240,25 @@ def test_damaged_runs_and_missing_versions(
     assert "found 0 clips with an answer for emotion" in capsys.readouterr().err
 
 
-def test_folds_keep_groups_whole_and_limit_draws(packed: Path) -> None:
-    from ntua_lab.config import DataConfig
+def test_one_class_cannot_be_told_apart(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(whole, data)
+    mapping = dict.fromkeys(("Rock", "Psych-Rock", "Classical", "Electronic", "Indie-Rock"), "music")
+    (data / "class_mapping.json").write_text(json.dumps(mapping))
+    train = ["train", "pooled-svm", "--members", "linear", "--data", str(data), "--run", str(tmp_path / "run")]
+    assert main(train) == 2
+    assert "every clip is of the class 'music'" in capsys.readouterr().err
 
+
+def test_a_fold_with_one_class_gets_that_class() -> None:
+    rng = np.random.default_rng(0)
+    model = baseline.fit("linear", rng.standard_normal((20, 3)), np.full(20, 2), 4, PooledConfig(), 0)
+    answers = model.answer(rng.standard_normal((5, 3)))
+    assert (answers.argmax(axis=1) == 2).all()
+    np.testing.assert_allclose(answers.sum(axis=1), 1)
+
+
+def test_folds_keep_groups_whole_and_limit_draws(packed: Path) -> None:
     groups = [f"artist {i // 3}" for i in range(60)]
     settings = DataConfig(folds=4, limit=10)
     folds = training.assign_folds(groups, settings)

@@ -298,19 +298,6 @@ def test_data_without_test_replaces_data_with_test(official: Path, tmp_path: Pat
     assert not (out / "test").exists()
 
 
-def test_select(official: Path):
-    art = load(official, size=SIZE)
-    assert art.label is not None
-    some = art.select([5, 2])
-    assert some.names == [art.names[5], art.names[2]]
-    assert some.label is not None
-    assert some.label.tolist() == art.label[[5, 2]].tolist()
-    assert np.array_equal(some.pixels, art.pixels[[5, 2]])
-    assert np.array_equal(some.aspect, art.aspect[[5, 2]])
-    assert some.fingerprint not in (art.fingerprint, art.select([2, 5]).fingerprint)
-    assert art.select(art.label == 1).names == [n for n, label in TRAIN.items() if label == 1]
-
-
 # --- near-duplicates and folds
 
 

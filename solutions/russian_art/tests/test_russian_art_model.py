@@ -227,7 +227,7 @@ def test_the_cache_gives_what_fresh_features_are(pixels: np.ndarray, tmp_path: P
     for view in (*views((32, 48), flip=True), *views((32,), flip=True, fit="pad")):
         fresh = extract(model, pixels, art.aspect, view)
         first = cached(TINY, SCRATCH, model, art, view, tmp_path)
-        again = cached(TINY, SCRATCH, None, art_of(pixels[:0]), view, tmp_path)  # no pixels: it must be the file
+        again = cached(TINY, SCRATCH, model, art_of(pixels[:0]), view, tmp_path)  # no pixels: it must be the file
         for key in fresh:
             np.testing.assert_array_equal(fresh[key], first[key])
             np.testing.assert_array_equal(fresh[key], again[key])
@@ -337,6 +337,14 @@ def test_two_labels_are_no_special_case() -> None:
         assert (model.logits(X).argmax(axis=1) == y).mean() > 0.9
 
 
+def test_a_fold_with_one_label_gets_that_label() -> None:
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    y = np.full(20, 2)
+    for model in (fit_logistic(X, y, 4, 1.0), fit_svc(X, y, 4, 0.1, seed=0), fit_discriminant(X, y, 4, 0.5)):
+        assert (model.logits(X).argmax(axis=1) == 2).all()
+        assert np.isfinite(model.logits(X)).all()
+
+
 def test_the_prior_ignores_the_pictures() -> None:
     model = fit_prior(np.array([1, 1, 0]), 3)
     assert (
@@ -349,6 +357,8 @@ def test_thumbnails_are_mean_colours() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     expected = pixels.reshape(2, 4, 10, 4, 10, 3).mean(axis=(2, 4)) / 255
     np.testing.assert_allclose(thumbnails(pixels, 4), expected.reshape(2, -1), rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"probe\.pixels: found 41, expected at most 40"):
+        thumbnails(pixels, 41)
 
 
 # --- Heads and loss ---

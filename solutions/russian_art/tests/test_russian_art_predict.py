@@ -16,8 +16,9 @@ from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from russian_art import train as training
 from russian_art.backbones import Weights, create
+from russian_art.baseline import Linear
 from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, ProbeConfig, StageConfig
-from russian_art.data import load, write_submission
+from russian_art.data import Labels, load, write_submission
 from russian_art.evaluate import evaluate_submission, report_text
 from russian_art.infer import FittedRun, infer
 from russian_art.predict import predict, saliency
@@ -108,6 +109,15 @@ def test_runs_on_other_labels_are_refused(run: Path, sample: Path) -> None:
         infer([FittedRun.open(run)], art)
 
 
+def test_runs_that_disagree_about_the_labels_are_refused(run: Path, sample: Path) -> None:
+    one = FittedRun.open(run)
+    other = dataclasses.replace(one, labels=Labels((*one.labels.names[:-1], "Живопись/Иное")))
+    with pytest.raises(DataError, match="other labels"):
+        infer([one, other], load(sample, "test"))
+    with pytest.raises(DataError, match="other labels"):
+        predict([next((sample / "test").glob("*.jpg"))], [one, other], top=1)
+
+
 def test_a_photo_gets_its_categories_with_probabilities(run: Path, sample: Path, tmp_path: Path) -> None:
     photo = next((sample / "test").glob("*.jpg"))
     text = predict([photo, photo], [FittedRun.open(run)], top=3, plot=tmp_path / "plots")
@@ -138,6 +148,13 @@ def test_saliency_comes_from_a_probe_where_there_is_no_network(run: Path, sample
     squashed = dataclasses.replace(without, features=dataclasses.replace(without.features, fit="squash"))
     only = dataclasses.replace(fitted, config=squashed, members=list(probes.values()))
     assert saliency(only, load(sample, "test").pixels[0], 0.5, 0).shape == (48, 48)
+    # MobileNetV3 has a layer behind the pooling: what a probe sees is wider than the last maps.
+    wide = create("mobilenetv3_small_050", Weights(None, "scratch", ""))
+    weight = np.random.default_rng(0).normal(size=(17, 1024))
+    probe = Linear(np.zeros(1024), np.ones(1024), weight, np.zeros(17))
+    one = dataclasses.replace(without, members=("logistic",))
+    only = dataclasses.replace(fitted, config=one, backbones={"wide": wide}, members=[probe])
+    assert saliency(only, load(sample, "test").pixels[0], 0.5, 0).shape == (48, 24)
     blind = dataclasses.replace(fitted.config, members=("prior",))
     bare = dataclasses.replace(fitted, config=blind, backbones={}, members=[probes["prior"]])
     with pytest.raises(ConfigError, match="plot"):
@@ -158,3 +175,6 @@ def test_evaluation_equals_scikit_learn(sample: Path, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_bytes((sample / "test.csv").read_bytes())
     with pytest.raises(DataError, match="label_to_id"):
         evaluate_submission(tmp_path / "submission.csv", tmp_path / "truth.csv")
+    (tmp_path / "truth.csv").write_text("image_name\tlabel_id\n")
+    with pytest.raises(DataError, match=r"truth\.csv: found a header and no rows"):
+        evaluate_submission(tmp_path / "truth.csv", tmp_path / "truth.csv", sample / "label_to_id.csv")

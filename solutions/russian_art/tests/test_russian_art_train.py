@@ -23,8 +23,9 @@ from russian_art.backbones import Weights, placed
 from russian_art.baseline import fit_logistic
 from russian_art.cli import PRESETS
 from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
-from russian_art.data import Art, Labels
+from russian_art.data import Art, Labels, stratified_folds
 from russian_art.finetune import Images, Maps, fit_network, make_inputs, make_network, random_crops, score_rows
+from russian_art.infer import FittedRun
 from russian_art.train import find_all_weights, needed_backbones, train, units_of
 
 TINY = "test_efficientnet"
@@ -330,6 +331,16 @@ def test_a_single_fold_scores_only_its_pictures(art: Art, tmp_path: Path) -> Non
     summary = run_in(tmp_path / "run", run_config(members=("pixels", "prior"), data=DataConfig(fold=1, folds=4)), art)
     assert summary["n"] == 20
     assert summary["folds"] == "fold 1 of 4"
+
+
+def test_a_transformer_answers_at_the_size_that_it_was_trained_at(art: Art, tmp_path: Path) -> None:
+    still = {"first": StageConfig(), "second": StageConfig()}
+    network = network_config(backbones=("vit_tiny_patch16_224",), **still)  # made for 224 px, used at 32
+    run_in(tmp_path / "run", run_config(members=("network",), data=DataConfig(fold=0, folds=2), network=network), art)
+    oof = load_file(tmp_path / "run" / "oof.safetensors")
+    held = stratified_folds(art.label, art.group, 2, DataConfig().seed) == 0  # type: ignore[arg-type]  # it has labels
+    found = FittedRun.open(tmp_path / "run").probabilities(art.pixels[held], art.aspect[held])
+    np.testing.assert_allclose(found, oof["probabilities"], atol=1e-5)
 
 
 def test_a_test_split_cannot_be_trained_on(art: Art, tmp_path: Path) -> None:

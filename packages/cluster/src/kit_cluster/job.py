@@ -47,6 +47,11 @@ class TrainJob:
     slurm: SlurmConfig
     results_dir: Path | None
 
+    @property
+    def program(self) -> str:
+        """The console script that the verb belongs to."""
+        return self.verb.partition(".")[0].replace("_", "-")
+
     def __call__(self) -> None:
         """Run until the training is done, fails, or is asked to stop."""
         import submitit
@@ -55,7 +60,6 @@ class TrainJob:
         first = environment.global_rank == 0
         if environment.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        program = self.verb.partition(".")[0].replace("_", "-")
         sys.argv = list(self.argv)
         run: Path = self.values["run"]
         ear = Ear(lambda kind: self._give_up_waiting(kind, environment.job_id) if first else None, self.slurm)
@@ -71,13 +75,13 @@ class TrainJob:
         except Interrupted as error:
             if note is None:
                 return  # rank 0 does the rest
-            say(f"{program}: {error}")
+            say(f"{self.program}: {error}")
             self._stopped(ear.heard or "requeue", environment.job_id)
         except KitError as error:
             if note is not None:
                 note.write("failed", str(error))
                 self._copy(run)
-            print(f"{program}: {error}", file=sys.stderr, flush=True)
+            print(f"{self.program}: {error}", file=sys.stderr, flush=True)
             sys.exit(error.exit_code)
         except Exception as error:
             if note is not None:
@@ -113,7 +117,7 @@ class TrainJob:
         problem = requeue(run, job_id, self.slurm.requeues)
         if problem is None:
             sys.exit(Interrupted.exit_code)
-        command = " ".join(["NAME", *self.argv[1:]])
+        command = " ".join([self.program, *(word for word in self.argv[1:] if word != "--resume")])
         text = f"{problem}; nothing is lost: the state is saved. Go on with: {command} --resume --submit slurm"
         note.write("stopped", text)
         print(text, file=sys.stderr, flush=True)

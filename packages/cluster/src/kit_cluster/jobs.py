@@ -51,17 +51,17 @@ def queue() -> dict[str, tuple[str, str]]:
     return states
 
 
-def alive(notes: list[dict[str, Any]]) -> list[str]:
-    """Return the numbers of the jobs that are queued or running."""
+def alive(notes: list[dict[str, Any]], states: dict[str, tuple[str, str]]) -> list[str]:
+    """Return the numbers of the jobs that are queued or running, by the states that `queue` gave."""
     over = ("completed", "failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted")
-    states = queue()
     return [note["id"] for note in notes if note["id"] in states and states[note["id"]][0] not in over]
 
 
 def states_of(run: Path) -> list[JobState]:
     """Return the state of each job of a run: its own last word, else what SLURM knows, else what its files show."""
     notes, folder = read_notes(run), notes_folder(run)
-    living, known = alive(notes), queue()
+    known = queue()  # once: between two looks a job may end
+    living = alive(notes, known)
     found = []
     for note in notes:
         path = folder / f"{note['id']}.json"
@@ -94,7 +94,7 @@ def status(run: Path) -> None:
 
 def cancel(run: Path) -> None:
     """Cancel the jobs of a run; they save their state first, and `--resume` goes on with it."""
-    living = alive(read_notes(run))
+    living = alive(read_notes(run), queue())
     if not living:
         say(f"{run}: no job of it is queued or running")
         return

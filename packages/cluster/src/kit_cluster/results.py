@@ -12,6 +12,7 @@ from typing import Any
 
 from kit_core.atomic import atomic_path
 from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
+from kit_core.repeat import read_object
 from kit_core.run import CONFIG, DONE, LOCK, SUMMARY
 
 HASHES = "hashes.json"
@@ -19,6 +20,7 @@ FORMAT_VERSION = 1
 UNFINISHED_ONLY = "state"  # the folder that a resume needs, and a finished run does not
 NEVER = ("tensorboard",)
 HEAVY = ("checkpoints", "models", "members", "state")  # what retention takes from a run: everything but its record
+REMEDY = "restore the file, or leave this run out"
 PIECE = 1 << 20  # bytes
 
 
@@ -40,7 +42,7 @@ def collect(runs: Sequence[Path], out: Path, submission: Path | None = None) -> 
     Raises:
         ConfigError: the place cannot be written.
         DiskFullError: there is no room; what was there stays as it was.
-        DataError: there is no run, or no submission, at the given place, or two runs have one name.
+        DataError: there is no run, or no submission, at the given place, a run is damaged, or two have one name.
     """
     members = [member for run in runs for member in _of_run(run)]
     if submission is not None:
@@ -135,6 +137,7 @@ def retain(folder: Path, best: int, *, apply: bool = False) -> list[tuple[Path, 
 
     Raises:
         ConfigError: `best` is below 1, or there is no such folder.
+        DataError: the summary of a run is damaged.
     """
     if best < 1:
         raise ConfigError(f"best: found {best}, expected 1 or more")
@@ -142,7 +145,7 @@ def retain(folder: Path, best: int, *, apply: bool = False) -> list[tuple[Path, 
         raise ConfigError(f"{folder}: no such folder; name the one that holds the run folders")
     by_metric: dict[str, list[tuple[float, float, Path]]] = {}
     for done in sorted(folder.glob(f"*/{DONE}")):
-        summary = json.loads((done.parent / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_object(done.parent / SUMMARY, (), REMEDY)
         metric, score = str(summary.get("metric")), summary.get("score")
         sign = -1.0 if metric.endswith("loss") else 1.0
         value = float("-inf") if score is None else sign * float(score)
@@ -178,8 +181,8 @@ def _of_run(run: Path) -> Iterator[Member]:
 
 def _facts(folder: Path, root: Path) -> dict[str, Any]:
     done = (folder / DONE).exists()
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if done else {}
-    preset = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["preset"]
+    summary = read_object(folder / SUMMARY, (), REMEDY) if done else {}
+    preset = read_object(folder / CONFIG, ("preset",), REMEDY)["preset"]
     name = folder.absolute().relative_to(root).as_posix()
     return {"run": name, "preset": preset, "done": done, "metric": summary.get("metric"), "score": summary.get("score")}
 

@@ -25,10 +25,8 @@ from kit_core.console import say
 from kit_core.errors import ConfigError
 
 NOTES = "job.json"  # of the folder RUN.slurm: which jobs were submitted for a run
-WISH, REFUSED = (
-    ".requeue",
-    ".refused",
-)  # JOB.requeue: the run saved and may be queued again; JOB.refused: SLURM would not
+WISH = ".requeue"  # JOB.requeue: the run saved and may be queued again
+REFUSED = ".refused"  # JOB.refused: SLURM would not
 OFFLINE = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1"
 
 
@@ -338,11 +336,13 @@ def own_argv() -> list[str]:
 
 
 def _check_place(run: Path, parts: list[Part], *, resume: bool) -> None:
-    from kit_cluster.jobs import alive, read_notes
+    from kit_cluster.jobs import alive, queue, read_notes
 
-    if (notes_folder(run) / NOTES).exists() and (running := alive(read_notes(run))):
+    if (notes_folder(run) / NOTES).exists() and (running := alive(read_notes(run), queue())):
         raise ConfigError(f"{run}: job {', '.join(running)} works on it already; wait, or `job cancel --run {run}`")
     for part in parts:
+        if part.run.exists() and not part.run.is_dir():
+            raise ConfigError(f"{part.run}: is a file; name another --run")
         if not resume and part.run.exists() and any(path.name != ".lock" for path in part.run.iterdir()):
             raise ConfigError(
                 f"{part.run}: is not empty; add --resume to go on with the run in it, or name another --run"

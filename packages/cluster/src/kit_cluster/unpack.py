@@ -66,13 +66,12 @@ def install(archive: Path, out: Path, log=print) -> dict:  # type: ignore[no-unt
         raise BundleError(f"{out}: is not empty and holds no part of this bundle; name another --out, or remove it")
     if before is None:
         _unpack(archive, manifest, out)
-        mark.write_text(json.dumps({"sha256": manifest["sha256"], "complete": False}))
         log(f"{out}: {len(manifest['files'])} files unpacked, every hash compared")
     elif before["complete"]:
         log(f"{out}: this bundle is installed already")
         return manifest
     _make_environment(manifest, out)
-    mark.write_text(json.dumps({"sha256": manifest["sha256"], "complete": True}))
+    _mark(out, manifest, complete=True)
     log(f"installed; next: . {shlex.quote(str(out / ENVIRONMENT))}")
     return manifest
 
@@ -143,6 +142,7 @@ def _unpack(archive: Path, manifest, out: Path) -> None:  # type: ignore[no-unty
             raise BundleError(
                 f"{archive}: {len(bad)} files are not as they were\n  {shown}\n  do: copy the bundle again"
             )
+        _mark(neighbour, manifest, complete=False)
         neighbour.chmod(0o755)
         if out.exists():
             out.rmdir()  # empty, as the caller looked
@@ -151,6 +151,13 @@ def _unpack(archive: Path, manifest, out: Path) -> None:  # type: ignore[no-unty
         raise BundleError(f"{archive}: cannot be unpacked to {out}: {error}") from error
     finally:
         shutil.rmtree(neighbour, ignore_errors=True)
+
+
+def _mark(out: Path, manifest, *, complete: bool) -> None:  # type: ignore[no-untyped-def]  # runs alone
+    """Note which bundle a folder holds, whole or not at all: what was broken off goes on from this note."""
+    fresh = out / f".{INSTALLED}.tmp"
+    fresh.write_text(json.dumps({"sha256": manifest["sha256"], "complete": complete}))
+    fresh.replace(out / INSTALLED)
 
 
 def _make_environment(manifest, out: Path) -> None:  # type: ignore[no-untyped-def]  # runs alone

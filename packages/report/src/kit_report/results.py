@@ -51,6 +51,8 @@ def read_results(path: Path, warnings: list[str]) -> list[Measurement]:
 
 
 def _measurement(row: dict[str, str]) -> Measurement:
+    if len(row) > len(COLUMNS):
+        raise ValueError("more values than columns; a text with commas stands in quotes")
     score, low, high, seconds = (float(row[key]) for key in ("score", "low", "high", "seconds"))
     if not all(map(math.isfinite, (score, low, high, seconds))) or not low <= score <= high:
         raise ValueError(f"found score {score}, interval {low} to {high}, seconds {seconds}")

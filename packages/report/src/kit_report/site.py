@@ -304,7 +304,6 @@ def _solution_page(solution: Solution) -> dict[str, Any]:
     for page in solution.runs:
         runs.setdefault(page.kind, []).append(page)
     return {
-        "solution": solution,
         "about": about,
         "references": references,
         "groups": by_kind,
@@ -328,7 +327,6 @@ def _write_run(folder: Path, place: str, page: RunPage, about: About | None, ren
         f"{place}/runs/{page.slug}.html",
         "run.html",
         about=about,
-        place=place,
         run_page=page,
         run=run,
         metric=about.metric(metric) if about else metric,

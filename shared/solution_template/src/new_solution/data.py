@@ -30,7 +30,7 @@ MOST_LABELS = 1000
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: features float32[n, 8]; `groups` and `labels` int64[n] are empty for a test part."""
+    """Rows of one split: n ids, features float32[n, 8], n groups, labels int64[n]; both last are empty for a test."""
 
     ids: list[str]
     features: NDArray[np.float32]
@@ -95,10 +95,12 @@ def read_labels(path: Path) -> dict[str, int]:
     """Read a submission or a truth: id -> label.
 
     Raises:
-        DataError: another header, an id twice, or a label that is no whole number from 0.
+        DataError: another header, no rows, an id twice, or a label that is no whole number from 0.
     """
     table = read_csv(path, None, SUBMISSION_COLUMNS)
     problems = Problems(path, "each id once, with a label from 0", "write the file again")
+    if not table["id"]:
+        problems.add("the whole table", "no rows")
     found: dict[str, int] = {}
     for row, (name, text) in enumerate(zip(table["id"], table["label"], strict=True), start=2):
         if name in found:

@@ -22,11 +22,11 @@ MOST_MAPS = 64  # of one block; more are too small to see
 def draw(run: Path, data: Path, out: Path, clip: str | None = None) -> str:
     """Write `input.png` and a grid of channels for each block (`block1.png`, ...); returns their sizes as text.
 
-    `clip` names the clip, by default the first test clip that has the version.
+    `clip` names the clip, by default the first test clip.
 
     Raises:
         ConfigError: the run has no CNN.
-        DataError: no such clip, or a run that is unfinished.
+        DataError: no such clip, none of the version that the network sees, or a run that is unfinished.
     """
     folder = RunFolder.open(run)
     files = sorted((folder.path / "models").glob("*/network-*.safetensors"))

@@ -17,13 +17,13 @@ from torch import Tensor
 from kit_core.config import config_from_dict
 from kit_core.errors import DataError
 from kit_train.weights import load_weights, save_weights
-from ntua_lab.config import Config, InputConfig, Member, NetworkConfig
-from ntua_lab.data import AXES
+from ntua_lab.config import AXES, Config, InputConfig, Member, NetworkConfig
 from ntua_lab.inputs import Inputs
 from ntua_lab.model import Network, build_network
 
 if TYPE_CHECKING:
     from kit_train.ranks import Ranks
+    from ntua_lab.baseline import Fitted
 
 ANSWER_BATCH = 32
 
@@ -70,6 +70,15 @@ def place_answers(found: dict[str, Floats], classes: int, n: int) -> Floats:
         else:
             answers[:, classes + AXES.index(name)] = values
     return answers
+
+
+def pooled_answers(model: "Fitted", unit: Unit, table: NDArray[np.float32], classes: int) -> Floats:
+    """Return the answers of a model on statistics float32[n, width]: float64[n, classes + 3]."""
+    if not len(table):
+        return np.zeros((0, classes + len(AXES)))
+    found = model.answer(table)
+    by_head = {"genre": found} if "genre" in unit.heads else dict(zip(unit.heads, found.T, strict=True))
+    return place_answers(by_head, classes, len(table))
 
 
 def network_answers(
@@ -150,7 +159,7 @@ class Blend:
     With one unit, or without out-of-fold values, values are averaged as they are.
 
     places   for every unit that answers an axis: axis -> its sorted out-of-fold values.
-    targets  axis -> sorted targets of the fitted clips.
+    targets  axis -> sorted targets of the run's clips.
     """
 
     places: list[dict[str, list[float]]]
@@ -159,14 +168,14 @@ class Blend:
     @classmethod
     def fit(cls, said: Sequence[Floats], emotion: NDArray[Any], classes: int) -> "Blend":
         """Take the out-of-fold answers of every unit, [n, classes + 3] each, and the targets [n, 3] (NaN: unknown)."""
-        places = [
+        places: list[dict[str, list[float]]] = [
             {
                 axis: np.sort(column[np.isfinite(column)]).tolist()
                 for axis, column in zip(AXES, answers[:, classes:].T, strict=True)
             }
             for answers in said
         ]
-        targets = {
+        targets: dict[str, list[float]] = {
             axis: np.sort(column[np.isfinite(column)]).tolist() for axis, column in zip(AXES, emotion.T, strict=True)
         }
         return cls(places, targets)

@@ -134,7 +134,7 @@ def fit(
     scale = np.where(scale > 1e-6 * (1 + np.abs(mean)), scale, np.inf)  # what never changes tells nothing: becomes 0
     x = _standardised(X, mean, scale)
     nothing = np.zeros((0, x.shape[1]))
-    if member == "prior":
+    if member == "prior" or (member == "linear" and classes and (target == target[0]).all()):  # one class alone
         if classes:
             counts = np.bincount(target, minlength=classes) + 1e-9  # a class without clips still has a logarithm
             bias = np.log(counts / counts.sum())

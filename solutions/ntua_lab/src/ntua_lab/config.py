@@ -87,7 +87,7 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine: after a rise over a tenth of the steps, down to 0."""
     patience: int = 5
-    """Stop after so many epochs without a better score on an inner validation part (a fifth of the fitted clips, groups
+    """Stop after so many epochs without a lower loss on an inner validation part (a fifth of the fitted clips, groups
     whole) and keep the best epoch; 0: fit on all of them and keep the last epoch."""
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -153,8 +153,10 @@ class Config:
             raise ValueError(f"data.folds: found {data.folds}, expected 2 or more")
         if isinstance(data.fold, int) and not 0 <= data.fold < data.folds:
             raise ValueError(f"data.fold: found {data.fold}, expected 0..{data.folds - 1}, 'all' or 'none'")
-        if min(data.limit or 1, train.epochs, train.batch) < 1:
-            raise ValueError("data.limit, train.epochs and train.batch must be 1 or more")
+        if min(1 if data.limit is None else data.limit, train.epochs) < 1:
+            raise ValueError("data.limit and train.epochs must be 1 or more")
+        if train.batch < 2:
+            raise ValueError(f"train.batch: found {train.batch}, expected 2 or more: batches of one clip are left out")
         if self.input.chunk < 0 or train.patience < 0 or train.overfit_batch < 0:
             raise ValueError("input.chunk, train.patience and train.overfit_batch must be 0 or more")
         if train.warm_up and (train.warm_up < 0 or not self.input.chunk or self.transfer):

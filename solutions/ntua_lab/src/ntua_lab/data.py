@@ -48,10 +48,10 @@ from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
 from kit_io.ragged import RaggedPack, RaggedWriter, is_finished
 from kit_io.source import JSON_ERRORS, NPY_ERRORS, Source
 from kit_io.tables import read_csv, write_csv
+from ntua_lab.config import AXES
 
 ROWS, MEL_ROWS = 140, 128
 MOST_BYTES = 1 << 28  # of one unfolded array: more than an hour of spectra in 64 bits
-AXES = ("valence", "energy", "danceability")
 FORMAT, FORMAT_VERSION = "ntua-lab-prepared", 1
 Set = Literal["genre", "emotion"]
 Version = Literal["full", "beat"]
@@ -308,7 +308,7 @@ def _read_list(source: Source, name: str, set_: Set, mapping: Mapping[str, str |
                 problems.add(where, f"the genre {values[1]!r}{did_you_mean(values[1], mapping)}")
             rows[id_] = values[1]
         else:
-            numbers = tuple(_number(value) for value in values[1:])
+            numbers = tuple(to_number(value) for value in values[1:])
             for axis, text_, number in zip(AXES, values[1:], numbers, strict=True):
                 if not 0.0 <= number <= 1.0:
                     problems.add(where, f"{axis} {text_!r}")
@@ -321,7 +321,8 @@ def _read_list(source: Source, name: str, set_: Set, mapping: Mapping[str, str |
     return rows
 
 
-def _number(text: str) -> float:
+def to_number(text: str) -> float:
+    """Return the number that a text says, NaN where it says none."""
     try:
         return float(text)
     except ValueError:
@@ -597,8 +598,9 @@ def load(path: Path | str) -> Clips:
         raise DataError(f"{path}: packing was stopped before its end; run `ntua-lab prepare` again, it goes on")
     folder = tempfile.mkdtemp(prefix="ntua-lab-")
     try:
-        prepare(path, Path(folder) / "packed")
-        clips = _open_prepared(Path(folder) / "packed", fingerprint(path))
+        packed = Path(folder) / "packed"
+        prepare(path, packed)
+        clips = load(packed)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -606,13 +608,7 @@ def load(path: Path | str) -> Clips:
     return clips
 
 
-def fingerprint(path: Path) -> str:
-    """Identity of the official data, the same for what `prepare` made of it."""
-    manifest = _read_manifest(path)
-    return _Plan.of(path).source.fingerprint() if manifest is None else str(manifest["fingerprint"])
-
-
-def _open_prepared(path: Path, fingerprint_: str) -> Clips:
+def _open_prepared(path: Path, fingerprint: str) -> Clips:
     try:
         table = json.loads((path / "clips.json").read_text(encoding="utf-8"))
         mapping = table["mapping"]
@@ -631,7 +627,7 @@ def _open_prepared(path: Path, fingerprint_: str) -> Clips:
             mapping=mapping,
             packs={version: RaggedPack.open(path / version) for version in table["rows"]},
             rows={version: np.array(rows, np.int64) for version, rows in table["rows"].items()},
-            fingerprint=fingerprint_,
+            fingerprint=fingerprint,
         )
     except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path / "clips.json", f"{type(error).__name__}: {error}") from error
@@ -674,7 +670,7 @@ def read_answers(path: Path) -> Answers:
     """Read a list of genres or of emotion values, told apart by the header.
 
     Raises:
-        DataError: neither header, doubled ids, values that are no finite numbers in 0..1.
+        DataError: neither header, no rows, doubled ids, values that are no finite numbers in 0..1.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -692,6 +688,8 @@ def read_answers(path: Path) -> Answers:
     table = read_csv(path, None, columns, delimiter=delimiter)
     problems = Problems(path, "one row for each clip; emotion values in 0..1", "write the file again")
     ids = [clip_id(text) for text in table[columns[0]]]
+    if not ids:
+        problems.add("the list", "a header and no rows")
     seen: set[str] = set()
     for line, id_ in enumerate(ids, start=2):
         if id_ in seen:
@@ -700,7 +698,7 @@ def read_answers(path: Path) -> Answers:
     if task == "genre":
         problems.raise_if_any()
         return Answers("genre", ids, names=table["Genre"])
-    values = np.array([[_number(text) for text in table[axis]] for axis in AXES]).T.reshape(-1, 3)
+    values = np.array([[to_number(text) for text in table[axis]] for axis in AXES]).T.reshape(-1, 3)
     for row, column in np.argwhere(~((values >= 0) & (values <= 1))).tolist():
         problems.add(f"line {row + 2}, clip {ids[row]}", f"{AXES[column]} {table[AXES[column]][row]!r}")
     problems.raise_if_any()
@@ -734,7 +732,7 @@ def check_submission(path: Path, ids: Sequence[str], classes: Sequence[str]) -> 
 
 
 def find_mapping(truth: Path) -> dict[str, str | None]:
-    """Return the class mapping that lies beside a list or in one of the two folders above it; else the lab's own."""
+    """Return the class mapping that lies beside a list or in the folder above; else the lab's own."""
     for folder in truth.resolve().parents[:2]:
         if (folder / "class_mapping.json").is_file():
             path = folder / "class_mapping.json"

@@ -4,7 +4,6 @@ The table `echonest_fma.csv` holds attributes that The Echo Nest computed from s
 kind, so this tells how far a handful of global attributes goes, and whether the three axes help one another.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from kit_core.errors import Problems
 from kit_io.tables import read_csv, write_csv
 from kit_splits.folds import group_folds
 from ntua_lab import baseline
-from ntua_lab.config import PooledConfig
-from ntua_lab.data import AXES
+from ntua_lab.config import AXES, PooledConfig
+from ntua_lab.data import to_number
 from ntua_lab.evaluation import emotion_report
 
 COLUMNS = (
@@ -96,7 +95,7 @@ def read_attributes(table: Path) -> tuple[list[str], Floats, Floats]:
     )
     arrays = {}
     for name in (*INPUTS, *AXES):
-        values = np.array([_number(text) for text in columns[name]])
+        values = np.array([to_number(text) for text in columns[name]])
         wrong = ~np.isfinite(values) if name in INPUTS else ~((values >= 0) & (values <= 1))
         for row in np.flatnonzero(wrong).tolist():
             problems.add(f"line {row + 2}, track {columns['track_id'][row]}", f"{name} {columns[name][row]!r}")
@@ -104,10 +103,3 @@ def read_attributes(table: Path) -> tuple[list[str], Floats, Floats]:
     problems.raise_if_any()
     X, Y = (np.stack([arrays[name] for name in names], axis=1) for names in (INPUTS, AXES))
     return columns["track_id"], X, Y
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from kit_core.console import render_table
 from kit_core.errors import DataError, Problems
 from kit_metrics import bootstrap_macro_f1, bootstrap_ratio, confusion_matrix
-from ntua_lab.data import AXES, check_submission, classes_of, find_mapping, read_answers
+from ntua_lab.config import AXES
+from ntua_lab.data import check_submission, classes_of, find_mapping, read_answers
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -106,7 +107,7 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     Raw genres of the truth go through the class mapping that lies near it; clips of dropped genres are not judged.
 
     Raises:
-        DataError: the two are not of one kind, or not of the same clips.
+        DataError: the two are not of one kind, not of the same clips, or no clip is left to judge.
     """
     answers, true = read_answers(submission), read_answers(truth)
     if answers.task != true.task:
@@ -131,6 +132,11 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     label = {id_: known[name] for id_, name in zip(true.ids, true.names, strict=True)}
     judged = [id_ for id_ in answers.ids if label.get(id_) is not None]
     wanted = [id_ for id_ in true.ids if label[id_] is not None]
+    if not wanted:
+        raise DataError(
+            f"{truth}: found no clip of a class, expected some: every genre in it is dropped by the class mapping\n"
+            "  do: put the right class_mapping.json beside it"
+        )
     if set(judged) != set(wanted) or set(answers.ids) - set(true.ids):
         check_submission(submission, wanted, classes)  # says which
     assert answers.names is not None

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from kit_core.console import render_table
 from kit_core.errors import DataError
 from ntua_lab import data as official
-from ntua_lab.data import VERSIONS, Clips
+from ntua_lab.data import MEL_ROWS, VERSIONS, Clips
 from ntua_lab.plots import draw_chroma, draw_counts, draw_mel, save
 
 
@@ -56,7 +56,7 @@ def explore(data: Path, out: Path, seed: int = 0) -> str:
     save(figure, out / "step4-classes.png")
 
     sizes = [
-        (clips.ids[i], clips.raw[i], version, *one.shape, f"{one[:128].min():.1f}", f"{one[128:].max():.2f}")
+        (clips.ids[i], clips.raw[i], version, *one.shape, f"{one[:MEL_ROWS].min():.1f}", f"{one[MEL_ROWS:].max():.2f}")
         for version in VERSIONS
         for i, one in zip(pair, spectra[version], strict=True)
     ]
@@ -68,7 +68,7 @@ def explore(data: Path, out: Path, seed: int = 0) -> str:
 
 
 def choose_pair(clips: Clips, seed: int) -> tuple[int, int]:
-    """Draw two train clips of different classes.
+    """Draw two clips of different classes.
 
     Raises:
         DataError: there are not two classes.

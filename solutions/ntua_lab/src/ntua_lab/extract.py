@@ -4,14 +4,13 @@
 
 `labels` is a CSV with the column `file` (relative to the folder) and any of `split` (train or test), `genre`,
 `valence`, `energy`, `danceability`, `artist`. A file with a genre goes to the genre folders, one with emotion values or
-with neither to the multitask folders; emotion values of test files are not written, as in the lab. Every file is cut
-into clips.
+with neither to the multitask folders; without a split the former are for training, the last for the test. Emotion
+values of test files are not written, as in the lab. Every file is cut into clips.
 """
 
 import csv
 import gzip
 import io
-import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +23,10 @@ from kit_audio import SAMPLE_RATE, SUFFIXES, cut, decode, lab_spectra
 from kit_audio.spectra import SHORTEST_SECONDS
 from kit_core.atomic import atomic_dir, write_json
 from kit_core.console import progress, say
-from kit_core.errors import DataError, Problems
+from kit_core.errors import ConfigError, DataError, Problems
 from kit_io.tables import read_csv, write_csv
-from ntua_lab.data import AXES, COLUMNS, FOLDERS, SUFFIX, VERSIONS, Set, lab_mapping
+from ntua_lab.config import AXES
+from ntua_lab.data import COLUMNS, FOLDERS, SUFFIX, VERSIONS, Set, lab_mapping, to_number
 
 KNOWN_COLUMNS = ("file", "split", "genre", *AXES, "artist")
 FIRST_ID: dict[Set, int] = {"genre": 10_000, "emotion": 100_000_000}  # 5 and 9 digits, as in the lab's data
@@ -79,8 +79,10 @@ def extract_folder(
     Raises:
         DataError: no sound files, a row without a file, wrong labels, or files that are no sound, silent or shorter
             than 3 seconds; then nothing is written.
-        ConfigError: `out` exists and is not empty.
+        ConfigError: `out` exists and is not empty, or clips of less than 3 seconds are asked for.
     """
+    if not clip_seconds >= SHORTEST_SECONDS:
+        raise ConfigError(f"clip_seconds: found {clip_seconds:g}, expected {SHORTEST_SECONDS:g} or more")
     songs = find_songs(audio, labels)
     problems = Problems(audio, f"sound of {SHORTEST_SECONDS:g} s or more, not silent", "repair or remove these files")
     with atomic_dir(out) as folder:
@@ -105,7 +107,7 @@ def find_songs(audio: Path, labels: Path | None) -> list[Song]:
 
     Raises:
         DataError: no such folder or no sound files in it; labels with unknown columns, rows without files, splits other
-            than train and test, values outside 0..1 or only some of the three.
+            than train and test, train rows without any answer, values outside 0..1 or only some of the three.
     """
     if not audio.is_dir():
         raise DataError(f"{audio}: found no such folder, expected a folder with {', '.join(SUFFIXES)} files")
@@ -140,7 +142,8 @@ def _read_labels(path: Path, files: set[str]) -> dict[str, Song]:
             "  do: rename or remove the other columns"
         )
     table = read_csv(path, None, header)
-    problems = Problems(path, "one row for each file; split train or test; values in 0..1", "repair these rows")
+    expected = "one row for each file; split train (with a genre or values) or test; values in 0..1"
+    problems = Problems(path, expected, "repair these rows")
     songs: dict[str, Song] = {}
     for line in range(len(table["file"])):
         value = {column: table[column][line].strip() if column in table else "" for column in KNOWN_COLUMNS}
@@ -149,23 +152,19 @@ def _read_labels(path: Path, files: set[str]) -> dict[str, Song]:
             problems.add(where, "a row, but no such sound file")
         elif name in songs:
             problems.add(where, "a second row")
-        split = value["split"] or "train"
+        given = [value[axis] for axis in AXES]
+        answered = bool(value["genre"]) or any(given)
+        split = value["split"] or ("train" if answered else "test")
         if split not in ("train", "test"):
             problems.add(where, f"the split {split!r}")
-        given = [value[axis] for axis in AXES]
-        numbers = tuple(_number(text) for text in given)
+        elif split == "train" and not answered:
+            problems.add(where, "the split 'train' without a genre and without values")
+        numbers = tuple(to_number(text) for text in given)
         if any(given) and not all(0.0 <= number <= 1.0 for number in numbers):
             problems.add(where, f"the values {', '.join(map(repr, given))}")
         songs[name] = Song(name, split, value["genre"], numbers if any(given) else None, value["artist"])
     problems.raise_if_any()
     return songs
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _run(tasks: Sequence[_Task], workers: int) -> Iterator[_Done]:

@@ -18,9 +18,9 @@ from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from ntua_lab import baseline
 from ntua_lab import data as official
-from ntua_lab.answers import Blend, Unit, load_network, network_answers, place_answers, units_of
-from ntua_lab.config import Config
-from ntua_lab.data import AXES, Clips, Set, Split
+from ntua_lab.answers import Blend, Unit, load_network, network_answers, pooled_answers, units_of
+from ntua_lab.config import AXES, Config
+from ntua_lab.data import Clips, Set, Split
 from ntua_lab.features import rich, statistics, statistics_for
 from ntua_lab.inputs import Inputs, of_arrays
 from ntua_lab.model import Network
@@ -62,6 +62,7 @@ def write_submission(
 class FittedRun:
     """A run, ready to answer: for every fold a model of each unit."""
 
+    path: Path
     config: Config
     classes: tuple[str, ...]
     units: list[Unit]
@@ -88,7 +89,7 @@ class FittedRun:
             raise DataError(f"{path}: damaged run: {error}\n  do: restore the folder, or train again") from error
         units = units_of(config, len(classes))
         folds = [[_load(unit, folder, len(classes)) for unit in units] for folder in folders]
-        return cls(config, classes, units, folds, blend)
+        return cls(path, config, classes, units, folds, blend)
 
     def answer(self, clips: Clips, indices: Int64) -> Floats:
         """Answer clips of a data set: float64[indices, classes + 3], NaN for what the run does not answer."""
@@ -117,9 +118,7 @@ class FittedRun:
                     of_folds.append(network_answers(model, inputs, indices, len(self.classes)))
                 else:
                     assert table is not None
-                    found = model.answer(table)
-                    heads = {"genre": found} if "genre" in unit.heads else dict(zip(unit.heads, found.T, strict=True))
-                    of_folds.append(place_answers(heads, len(self.classes), len(table)))
+                    of_folds.append(pooled_answers(model, unit, table, len(self.classes)))
             said.append(np.mean(of_folds, axis=0))
         return self.blend.apply(said, len(self.classes))
 
@@ -134,8 +133,8 @@ def answer_all(runs: Sequence[FittedRun], clips: Clips, indices: Int64, task: Se
     for run in runs:
         if task == "genre" and run.classes != clips.classes:
             raise DataError(
-                f"the run knows the classes {', '.join(run.classes)}, the data {', '.join(clips.classes)}\n"
-                "  do: give data with the class mapping that the run was trained with"
+                f"{run.path}: found the classes {', '.join(run.classes)}\n  expected: those of the data, "
+                f"{', '.join(clips.classes)}\n  do: give data with the class mapping that the run was trained with"
             )
     return combined([run.answer(clips, indices) for run in runs], [len(run.classes) for run in runs], task)
 

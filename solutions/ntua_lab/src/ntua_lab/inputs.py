@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kit_io.ragged import RaggedPack
 from kit_nn.pooling import lengths_to_padding_mask
-from ntua_lab.config import InputConfig, TrainConfig
-from ntua_lab.data import AXES, MEL_ROWS, ROWS, Clips
+from ntua_lab.config import AXES, InputConfig, TrainConfig
+from ntua_lab.data import MEL_ROWS, ROWS, Clips
 
 COLUMNS = {"mel": slice(0, MEL_ROWS), "chroma": slice(MEL_ROWS, ROWS), "fused": slice(0, ROWS)}
 STATISTICS_EVERY = 7  # frames; neighbours are alike, and a prime misses no rhythm

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ntua_lab.data import AXES
+from ntua_lab.config import AXES
 
 
 class MultitaskLoss(nn.Module):
@@ -60,11 +60,11 @@ class MultitaskLoss(nn.Module):
         return -(smooth * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
     def _axis(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        variance = torch.mean((torch.sigmoid(logits) - wanted) ** 2)
+        squared = torch.mean((torch.sigmoid(logits) - wanted) ** 2)
         if self.kind == "mse":
-            return variance
-        apart = rank_loss(logits, wanted)
-        return apart if self.kind == "rank" else 0.5 * variance + 0.5 * apart
+            return squared
+        order = rank_loss(logits, wanted)
+        return order if self.kind == "rank" else 0.5 * squared + 0.5 * order
 
 
 def rank_loss(logits: Tensor, wanted: Tensor) -> Tensor:

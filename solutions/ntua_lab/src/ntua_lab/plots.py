@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from kit_audio import SAMPLE_RATE
 from kit_audio.spectra import HOP, PITCH_NAMES
 from kit_core.atomic import atomic_path
-from ntua_lab.data import AXES, MEL_ROWS, check_submission, read_answers
+from ntua_lab.config import AXES
+from ntua_lab.data import MEL_ROWS, check_submission, read_answers
 
-FRAME_SECONDS = HOP / 22_050
 mpl.rcParams["axes.titlesize"] = 9  # titles hold a clip's id, class and size
 
 
@@ -29,7 +30,7 @@ def save(figure: Figure, path: Path) -> None:
 def draw_mel(axes: Axes, spectra: NDArray[Any], title: str, *, beat: bool = False) -> None:
     """Draw the mel rows of float[140, T] in dB: frequency vertical, time in seconds or beats horizontal."""
     image = librosa.display.specshow(
-        spectra[:MEL_ROWS], sr=22_050, hop_length=HOP, y_axis="mel", x_axis=None if beat else "time", ax=axes,
+        spectra[:MEL_ROWS], sr=SAMPLE_RATE, hop_length=HOP, y_axis="mel", x_axis=None if beat else "time", ax=axes,
         vmin=-80, vmax=0, cmap="magma",
     )  # fmt: skip
     axes.set(title=title, xlabel="beats" if beat else "seconds", ylabel="Hz")
@@ -39,7 +40,7 @@ def draw_mel(axes: Axes, spectra: NDArray[Any], title: str, *, beat: bool = Fals
 def draw_chroma(axes: Axes, spectra: NDArray[Any], title: str, *, beat: bool = False) -> None:
     """Draw the chroma rows of float[140, T] with the names of the 12 pitch classes."""
     image = librosa.display.specshow(
-        spectra[MEL_ROWS:], sr=22_050, hop_length=HOP, x_axis=None if beat else "time", ax=axes, vmin=0, vmax=1,
+        spectra[MEL_ROWS:], sr=SAMPLE_RATE, hop_length=HOP, x_axis=None if beat else "time", ax=axes, vmin=0, vmax=1,
         cmap="viridis",
     )  # fmt: skip
     axes.set_yticks(np.arange(12) + (0.5 if _edges(axes) else 0.0), PITCH_NAMES, fontsize=6)

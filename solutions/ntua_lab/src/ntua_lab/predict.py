@@ -8,7 +8,7 @@ import numpy as np
 from kit_audio import cut, decode, lab_spectra
 from kit_core.console import render_table
 from kit_core.errors import DataError
-from ntua_lab.data import AXES
+from ntua_lab.config import AXES
 from ntua_lab.infer import FittedRun
 
 CLIP_SECONDS = 30.0

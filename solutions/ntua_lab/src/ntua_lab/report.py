@@ -18,7 +18,7 @@ from kit_core.atomic import atomic_path, write_text
 from kit_core.console import say
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
-from ntua_lab.data import AXES
+from ntua_lab.config import AXES
 from ntua_lab.evaluation import resamples, spearman
 from ntua_lab.plots import draw_confusion, draw_scatter
 
@@ -57,7 +57,7 @@ def write_report(runs: Path, out: Path, reference: str | None = None) -> str:
         raise ConfigError(f"--reference: found no run {reference!r} among {', '.join(run.name for run in found)}")
     tables = [score_table(found), *(difference_table(found, metric, reference) for metric in METRICS)]
     figures = [figure for run in found for figure in draw_run(run)]
-    folds = {run.summary["folds"] for run in found if run.summary["score"] is not None}
+    folds = {run.summary["folds"] for run in found if run.answers}
     remark = "Runs were scored on unlike folds; compare only what the paired table holds." if len(folds) > 1 else ""
     template = jinja2.Template(
         (resources.files("ntua_lab") / "report.html.j2").read_text("utf-8"),
@@ -76,7 +76,7 @@ def write_report(runs: Path, out: Path, reference: str | None = None) -> str:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Return the finished runs below a folder, sorted by name; unfinished ones are told and left out."""
+    """Return the finished runs below a folder, sorted by name; unfinished and foreign ones are told and left out."""
     found = []
     for config in sorted(folder.rglob("config.json")):
         path = config.parent
@@ -84,6 +84,9 @@ def read_runs(folder: Path) -> list[Run]:
             run = RunFolder.open(path)
         except DataError as error:
             say(f"left out: {error}")
+            continue
+        if not {"task", "units", "folds"} <= run.summary.keys():
+            say(f"left out: {path}: a run of another program")
             continue
         answers: dict[str, dict[str, Any]] = {}
         if (path / "oof.parquet").exists():

@@ -14,10 +14,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from kit_audio import SAMPLE_RATE
-from kit_core.atomic import write_json
-from kit_io.source import Source
+from kit_core.atomic import atomic_dir, write_json
 from kit_io.tables import read_csv, write_csv
-from ntua_lab.data import AXES, COLUMNS, lab_mapping
+from ntua_lab.config import AXES
+from ntua_lab.data import COLUMNS, lab_mapping
 from ntua_lab.extract import ANSWER_FORMAT, KNOWN_COLUMNS, extract_folder
 
 CLIP_SECONDS = 6.0  # short, so that the sample is made in seconds; the lab's clips have 30
@@ -70,7 +70,7 @@ def write_sample(out: Path, clips: int = 72, seed: int = 0, workers: int = 1) ->
     genres = sorted(STYLES)
     n_genre = max(len(genres) * 2, clips * 2 // 3)
     n_emotion = max(8, clips - n_genre)
-    with tempfile.TemporaryDirectory(prefix="ntua-lab-") as scratch:
+    with atomic_dir(out) as folder, tempfile.TemporaryDirectory(prefix="ntua-lab-") as scratch:
         audio = Path(scratch, "audio")
         audio.mkdir()
         rows, hidden = [], {}
@@ -92,26 +92,26 @@ def write_sample(out: Path, clips: int = 72, seed: int = 0, workers: int = 1) ->
                 if split == "test":
                     values = ("", "", "")
             rows.append((name, split, genre if emotion is None else "", *values, f"artist {number // 2}"))
-        write_csv(Path(scratch, "labels.csv"), KNOWN_COLUMNS, rows)
-        said = extract_folder(
-            audio, out, labels=Path(scratch, "labels.csv"), clip_seconds=CLIP_SECONDS, workers=workers
-        )
-        (out / "songs").mkdir()
+        labels = Path(scratch, "labels.csv")
+        write_csv(labels, KNOWN_COLUMNS, rows)
+        said = extract_folder(audio, folder, labels=labels, clip_seconds=CLIP_SECONDS, workers=workers)
+        (folder / "songs").mkdir()
         for number, genre in enumerate(genres):
             wave = play(
                 STYLES[genre], float(np.mean(STYLES[genre].tempo)), "minor", number, np.random.default_rng(seed)
             )
-            soundfile.write(out / "songs" / f"{genre.lower()}.flac", wave, SAMPLE_RATE)
-    mapping = {raw: name for raw, name in lab_mapping().items() if raw in STYLES}
-    write_json(out / "class_mapping.json", mapping)  # without it the seven classes that are not played would count as 0
-    table = read_csv(Source.open_source(out), "clips.csv", _header(out / "clips.csv"))
-    answers = [
-        (id_, *hidden[file])
-        for id_, set_, split, file in zip(table["id"], table["set"], table["split"], table["track"], strict=True)
-        if set_ == "emotion" and split == "test"
-    ]
-    write_csv(out / TRUTH, COLUMNS["emotion"], answers)
-    return said
+            soundfile.write(folder / "songs" / f"{genre.lower()}.flac", wave, SAMPLE_RATE)
+        mapping = {raw: name for raw, name in lab_mapping().items() if raw in STYLES}
+        # Without a mapping of its own, the classes that are not played would count as 0.
+        write_json(folder / "class_mapping.json", mapping)
+        table = read_csv(folder / "clips.csv", None, _header(folder / "clips.csv"))
+        answers = [
+            (id_, *hidden[file])
+            for id_, set_, split, file in zip(table["id"], table["set"], table["split"], table["track"], strict=True)
+            if set_ == "emotion" and split == "test"
+        ]
+        write_csv(folder / TRUTH, COLUMNS["emotion"], answers)
+    return f"{out}{said.removeprefix(str(folder))}"
 
 
 def _header(path: Path) -> list[str]:
@@ -134,7 +134,7 @@ def _feeling(style: Style, mode: str, rng: np.random.Generator) -> tuple[Style, 
 
 
 def play(style: Style, tempo: float, mode: str, key: int, rng: np.random.Generator) -> Wave:
-    """Return a piece of music, float[samples] in −1..1, a little longer than one clip needs."""
+    """Return a piece of music as long as a clip, float64[samples] in −1..1."""
     samples = round(CLIP_SECONDS * SAMPLE_RATE)
     step = 60.0 / tempo / 4.0
     melody, low, drums = np.zeros(samples), np.zeros(samples), np.zeros(samples)

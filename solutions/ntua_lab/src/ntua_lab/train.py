@@ -56,9 +56,9 @@ from kit_train.state import load_state, mixed_seed, save_state
 from kit_train.stopping import Patience
 from kit_train.track import Tracker
 from ntua_lab import baseline
-from ntua_lab.answers import Blend, Unit, load_network, network_answers, place_answers, save_network, units_of
-from ntua_lab.config import Config, DataConfig, Task
-from ntua_lab.data import AXES, MEL_ROWS, Clips, Set
+from ntua_lab.answers import Blend, Unit, load_network, network_answers, pooled_answers, save_network, units_of
+from ntua_lab.config import AXES, Config, DataConfig, Task
+from ntua_lab.data import MEL_ROWS, Clips, Set
 from ntua_lab.evaluation import emotion_report, genre_report
 from ntua_lab.features import statistics_for
 from ntua_lab.inputs import Inputs, augment, mix, targets_of
@@ -84,7 +84,7 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
         The summary, as written to `summary.json`.
 
     Raises:
-        ConfigError: too few clips or groups, or `transfer` without a run to start from.
+        ConfigError: too few clips, groups or classes, or `transfer` without a run to start from.
         DataError: clips without the version that a model sees, or a run to start from that does not fit.
     """
     started = time.monotonic()
@@ -361,6 +361,11 @@ def _clips_of(config: Config, clips: Clips) -> Int64:
                 f"task {config.task}: found {found} clips with an answer for {task}, expected {config.data.folds} at "
                 "least; give data with the lists of that task, or another task"
             )
+    present = np.unique(clips.label[answered][clips.label[answered] >= 0])
+    if "genre" in tasks and len(present) < 2:
+        raise ConfigError(
+            f"task {config.task}: every clip is of the class {clips.classes[present[0]]!r}, expected two or more"
+        )
     return answered
 
 
@@ -512,15 +517,6 @@ def _fit_pooled(
     return pooled_answers(model, unit, table[held], classes)
 
 
-def pooled_answers(model: baseline.Fitted, unit: Unit, table: NDArray[np.float32], classes: int) -> Floats:
-    """Answers of a model on statistics in the common form."""
-    if not len(table):
-        return np.zeros((0, classes + len(AXES)))
-    found = model.answer(table)
-    by_head = {"genre": found} if "genre" in unit.heads else dict(zip(unit.heads, found.T, strict=True))
-    return place_answers(by_head, classes, len(table))
-
-
 def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFolder, started: float) -> dict[str, Any]:
     """Learn a few fixed batches by heart: a loop, a loss and a model that are right bring the loss to nearly 0."""
     settings = config.train
@@ -533,8 +529,7 @@ def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFo
     mean, scale = inputs.statistics(drawn)
     network.mean.copy_(mean)
     network.scale.copy_(scale)
-    scales = scales_of({name: target[drawn] for name, target in targets.items()})
-    criterion = MultitaskLoss(dict.fromkeys(scales, 1.0))
+    criterion = MultitaskLoss(dict.fromkeys(heads, 1.0))
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     generator = np.random.default_rng(config.seed)
     batches = [drawn[i : i + settings.batch] for i in range(0, len(drawn), settings.batch)]

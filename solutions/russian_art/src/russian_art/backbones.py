@@ -68,8 +68,22 @@ def create(name: str, weights: Weights, *, dropout: float = 0.0, drop_path: floa
     """Build a backbone without classifier, in eval mode; without weights it is random (seed torch first) and says so.
 
     Raises:
-        ConfigError: timm knows no such model, or the hub cannot be reached.
+        ConfigError: as `build`.
         DataError: the file does not hold the weights of this model.
+    """
+    model = build(name, hub=weights.source == "hub", dropout=dropout, drop_path=drop_path)
+    if weights.path is not None:
+        model.load_state_dict(renamed(model, read_state(weights.path), weights.path))
+    elif weights.source == "scratch":
+        say(f"{name}: no pretrained weights were given, so it starts from random ones")
+    return model.eval()
+
+
+def build(name: str, *, hub: bool = False, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+    """Build a backbone without classifier, with the weights of timm's hub or random ones.
+
+    Raises:
+        ConfigError: timm knows no such model, or the hub cannot be reached.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
@@ -81,16 +95,12 @@ def create(name: str, weights: Weights, *, dropout: float = 0.0, drop_path: floa
     if drop_path:
         options["drop_path_rate"] = drop_path
     try:
-        model = timm.create_model(name, pretrained=weights.source == "hub", num_classes=0, **options)
+        model: nn.Module = timm.create_model(name, pretrained=hub, num_classes=0, **options)
     except Exception as error:
-        if weights.source != "hub":
+        if not hub:
             raise
         raise ConfigError(f"{name}: the weights cannot be had from timm's hub ({error}); give --weights DIR") from error
-    if weights.path is not None:
-        model.load_state_dict(renamed(model, read_state(weights.path), weights.path))
-    elif weights.source == "scratch":
-        say(f"{name}: no pretrained weights were given, so it starts from random ones")
-    return model.eval()
+    return model
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.svm import LinearSVC
 
+from kit_core.errors import ConfigError
 from kit_metrics import macro_f1
 
 FloatArray = NDArray[np.float64]
@@ -174,6 +175,8 @@ def restore(arrays: dict[str, NDArray[np.generic]]) -> Probe:
 def fit_logistic(X: Features, y: Labels, n_labels: int, C: float) -> Linear:
     """Fit multinomial logistic regression on standardised features [n, width]."""
     mean, scale = _standard(X)
+    if len(np.unique(y)) == 1:
+        return _always(mean, scale, y, n_labels)
     model = LogisticRegression(C=C, max_iter=500, tol=1e-3)
     _fit_quietly(model, ((X - mean) / scale).astype(np.float32), y)
     return _linear(mean, scale, model.coef_, model.intercept_, model.classes_, n_labels)
@@ -189,6 +192,8 @@ def fit_prior(y: Labels, n_labels: int) -> Linear:
 def fit_svc(X: Features, y: Labels, n_labels: int, C: float, seed: int) -> Linear:
     """Fit one-against-rest linear support vector machines; logits are margins times 4, roughly a logistic scale."""
     mean, scale = _standard(X)
+    if len(np.unique(y)) == 1:
+        return _always(mean, scale, y, n_labels)
     model = LinearSVC(C=C, random_state=seed, max_iter=1000, tol=1e-3)
     _fit_quietly(model, (X - mean) / scale, y)
     return _linear(mean, scale, 4 * model.coef_, 4 * model.intercept_, model.classes_, n_labels)
@@ -281,8 +286,14 @@ def view_logits(model: Probe, X: Features) -> FloatArray:
 
 
 def thumbnails(pixels: NDArray[np.uint8], edge: int) -> Features:
-    """Return images uint8[n, h, w, 3] as rows of `edge` x `edge` mean colours in 0..1, float32[n, edge * edge * 3]."""
+    """Return images uint8[n, h, w, 3] as rows of `edge` x `edge` mean colours in 0..1, float32[n, edge * edge * 3].
+
+    Raises:
+        ConfigError: the images have fewer pixels than that.
+    """
     n, height, width, _ = pixels.shape
+    if edge > min(height, width):
+        raise ConfigError(f"probe.pixels: found {edge}, expected at most {min(height, width)}, the size of the images")
     rows = np.linspace(0, height, edge + 1).astype(int)[:-1]
     columns = np.linspace(0, width, edge + 1).astype(int)[:-1]
     out = np.empty((n, edge * edge * 3), dtype=np.float32)
@@ -317,6 +328,11 @@ def _linear(
     full, offsets = np.zeros((n_labels, weight.shape[1])), np.full(n_labels, LEAST)
     full[classes], offsets[classes] = weight, bias
     return Linear(mean, scale, full, offsets)
+
+
+def _always(mean: FloatArray, scale: FloatArray, y: Labels, n_labels: int) -> Linear:
+    """Give every image the only label that was seen, of which scikit-learn's classifiers will not learn."""
+    return _linear(mean, scale, np.zeros((1, len(mean))), np.zeros(1), y[:1], n_labels)
 
 
 def _fit_quietly(model: LogisticRegression | LinearSVC, X: NDArray[np.floating], y: Labels) -> None:

@@ -172,23 +172,6 @@ class Art:
         predicted = dict(zip(self.names, np.asarray(label_ids, dtype=np.int64).tolist(), strict=True))
         return np.array([fallback if n in self.broken else predicted[n] for n in self.all_names], dtype=np.int64)
 
-    def select(self, indices: npt.ArrayLike) -> "Art":
-        """The pictures at these indices (or under this mask), in the order given; `broken` without the train files."""
-        chosen = np.asarray(indices)
-        chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
-        names = [self.names[i] for i in chosen]
-        return Art(
-            split=self.split,
-            names=names,
-            pixels=self.pixels[chosen],
-            aspect=self.aspect[chosen],
-            label=None if self.label is None else self.label[chosen],
-            group=self.group[chosen],
-            labels=self.labels,
-            broken={name: self.broken[name] for name in names if name in self.broken},
-            fingerprint=hashlib.sha256(f"{self.fingerprint} {chosen.tolist()}".encode()).hexdigest(),
-        )
-
 
 def load(
     path: Path | str, split: Split | Literal["auto"] = "auto", *, size: int | None = None, workers: int | None = None
@@ -532,6 +515,15 @@ class Prepared:
     decoded: int
     """Images decoded now; the others were found in what a stopped run had left."""
     seconds: float
+
+    def __str__(self) -> str:
+        parts = [
+            f"{counts['images']} {split} pictures in {counts['groups']} groups ({counts['broken']} files give none, "
+            f"{counts['conflicts']} pairs have two labels)"
+            for split, counts in self.splits.items()
+        ]
+        now = f"{self.size} pixels a side, {self.decoded} decoded now, {self.seconds:.1f} s"
+        return f"{self.out}: {', '.join(parts)}; {now}"
 
 
 def prepare(data: Path, out: Path, *, size: int = DEFAULT_SIZE, workers: int) -> Prepared:

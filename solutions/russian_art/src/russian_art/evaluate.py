@@ -29,6 +29,8 @@ def evaluate_submission(
         raise DataError(f"{places[0]}: absent; expected the list of labels; give --labels label_to_id.csv")
     labels = read_labels(found)
     true = read_label_ids(truth, labels=labels)
+    if not true:
+        raise DataError(f"{truth}: found a header and no rows, expected a label for each picture; give the whole table")
     predicted = check_submission(submission, list(true), labels)
     report = two_level_report(np.array(list(true.values()), dtype=np.int64), predicted, labels.top_of)
     return report, labels

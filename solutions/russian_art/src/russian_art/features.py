@@ -1,8 +1,8 @@
 """Features of frozen backbones, computed once for a data set and kept in a folder.
 
-A file is named after everything that its numbers depend on: the backbone, the digest of its weights, the view,
-the code's own version of the transform and the fingerprint of the data. Another of
-these is another file; none is ever stale.
+A file is named after everything that its numbers depend on: the backbone, the digest of its weights, the view, the
+code's own version of the transform and the fingerprint of the data. What differs in one of them is another file; none
+is ever stale.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import nn
 
 from kit_core.atomic import write_bytes
 from kit_core.console import progress
-from russian_art.backbones import Weights, autocast, check_size, create, normalisation, placed, to_images, unsquashed
+from russian_art.backbones import Weights, autocast, check_size, normalisation, placed, to_images, unsquashed
 from russian_art.config import Fit, Precision
 from russian_art.data import Art
 
@@ -84,32 +84,23 @@ def extract(
 def cached(
     name: str,
     weights: Weights,
-    model: nn.Module | None,
+    model: nn.Module,
     art: Art,
     view: View,
-    folder: Path | None,
+    folder: Path,
     seed: int = 0,
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> dict[str, FloatArray]:
-    """Return `extract` of a backbone, from `folder` where it was computed before; `folder` None keeps nothing.
+    """Return `extract` of a backbone, from `folder` where it was computed before.
 
-    `model` None builds the backbone when it is needed. Random backbones (no weights) are made from `seed`, which is
-    then part of the key.
+    A random backbone (no weights) was made from `seed`, which is then part of the file's name.
     """
-    path = (
-        folder / f"{name}-{cache_key(name, weights, art.fingerprint, view, seed, precision)}.safetensors"
-        if folder
-        else None
-    )
-    if path is not None and path.exists():
+    path = folder / f"{name}-{cache_key(name, weights, art.fingerprint, view, seed, precision)}.safetensors"
+    if path.exists():
         return load_file(path)
-    if model is None:
-        torch.manual_seed(seed)
-        model = create(name, weights)
     found = extract(model, art.pixels, art.aspect, view, device, precision, label=f"{name}, {view.name}")
-    if path is not None:
-        write_bytes(path, save(found))
+    write_bytes(path, save(found))
     return found
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -21,7 +20,7 @@ from kit_core.config import config_from_dict
 from kit_core.console import progress
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
-from russian_art.backbones import Weights, autocast, create, normalisation, pick_device, placed, to_images
+from russian_art.backbones import Weights, autocast, build, create, normalisation, pick_device, placed, to_images
 from russian_art.baseline import Probe, restore, thumbnails, view_logits
 from russian_art.blend import Blend
 from russian_art.config import PROBES, Config
@@ -133,10 +132,7 @@ def infer(runs: Sequence[FittedRun], art: Art) -> tuple[list[str], NDArray[np.in
     Raises:
         DataError: the runs, or the data where it has a list, disagree about the labels.
     """
-    labels = runs[0].labels
-    for run in runs[1:]:
-        if run.labels.names != labels.names:
-            raise DataError(f"{run.path}: found other labels than in {runs[0].path}; expected runs on the same labels")
+    labels = common_labels(runs)
     if art.labels.names and art.labels.names != labels.names:
         raise DataError(
             f"{runs[0].path}: found {len(labels)} labels that are not those of the data's label_to_id.csv "
@@ -150,12 +146,22 @@ def infer(runs: Sequence[FittedRun], art: Art) -> tuple[list[str], NDArray[np.in
     return art.all_names, ids, full
 
 
+def common_labels(runs: Sequence[FittedRun]) -> Labels:
+    """Return the labels that all runs know.
+
+    Raises:
+        DataError: a run knows others than the first.
+    """
+    for run in runs[1:]:
+        if run.labels.names != runs[0].labels.names:
+            raise DataError(f"{run.path}: found other labels than in {runs[0].path}; expected runs on the same labels")
+    return runs[0].labels
+
+
 def _network(config: Config, backbone: str, labels: Labels, file: Path) -> ArtNetwork:
     state = {name: torch.from_numpy(array) for name, array in load_file(file).items()}
     width = state["head.label.weight"].shape[1]
     head = build_head(config.network.head, width, labels.top_of, labels.genre_of)
-    network = ArtNetwork(
-        timm.create_model(backbone, pretrained=False, num_classes=0), head, config.network.frozen_parts
-    )
+    network = ArtNetwork(build(backbone), head, config.network.frozen_parts)
     network.load_state_dict(state)
     return network.eval()

@@ -17,7 +17,7 @@ from russian_art.backbones import inside, normalisation, parts, run_tail, to_ima
 from russian_art.baseline import Linear
 from russian_art.config import PROBES, Fit
 from russian_art.data import DEFAULT_SIZE
-from russian_art.infer import FittedRun
+from russian_art.infer import FittedRun, common_labels
 
 
 def read_photo(path: Path) -> tuple[NDArray[np.uint8], float]:
@@ -41,14 +41,14 @@ def predict(photos: Sequence[Path], runs: Sequence[FittedRun], top: int, plot: P
 
     Raises:
         ConfigError: no photo, `top` below 1, or a plot of runs that have no convolutional backbone.
-        DataError: a photo cannot be read.
+        DataError: a photo cannot be read, or the runs disagree about the labels.
     """
     if not photos or top < 1:
         raise ConfigError("predict: expected at least one photo, and --top of 1 or more")
+    labels = common_labels(runs)
     read = [read_photo(photo) for photo in photos]
     pixels, aspect = np.stack([one for one, _ in read]), np.array([one for _, one in read])
     probabilities = np.mean([run.probabilities(pixels, aspect) for run in runs], axis=0)
-    labels = runs[0].labels
     blocks = []
     for i, photo in enumerate(photos):
         best = np.argsort(-probabilities[i], kind="stable")[:top]
@@ -122,7 +122,7 @@ def _differentiable(run: FittedRun) -> tuple[nn.Module, int, Fit]:
             backbone = next(iter(run.backbones.values()))
             weight, bias = member.plain()
             return (
-                _ProbeOnMaps(backbone, weight[:, : backbone.num_features], bias, wanted.root),
+                _ProbeOnMaps(backbone, weight[:, : backbone.head_hidden_size], bias, wanted.root),
                 wanted.sizes[0],
                 wanted.fit,
             )

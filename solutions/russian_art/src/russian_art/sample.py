@@ -51,6 +51,9 @@ class Sample:
     test: int
     labels: int
 
+    def __str__(self) -> str:
+        return f"{self.out}: {self.train} pictures for training and {self.test} for test, of {self.labels} labels"
+
 
 def write_sample(out: Path, images: int = 300, seed: int = 0) -> Sample:
     """Writes `images` pictures, a fifth of them as test, in the official layout into the new folder `out`.
