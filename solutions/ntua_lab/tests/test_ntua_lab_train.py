@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from kit_core.config import load_preset, preset_names
+from kit_core.errors import DataError
 from kit_core.run import RunFolder
 from ntua_lab import baseline
 from ntua_lab import train as training
@@ -285,3 +286,17 @@ def test_explore_and_usage(packed: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "did you mean 'lstm-beat'" in capsys.readouterr().err
     assert main(["train", "lstm-beat", "--data", str(tmp_path / "absent"), "--run", str(tmp_path / "run")]) == 3
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+def test_half_a_file_of_trees_is_told_and_not_read(share: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 4))
+    model = baseline.fit("lightgbm", X, (X[:, 0] > 0).astype(int), 2, PooledConfig(rounds=5), 0)
+    model.save(tmp_path / "trees")
+    np.testing.assert_allclose(baseline.Trees.load(tmp_path / "trees", 2).answer(X), model.answer(X))
+    file = tmp_path / "trees-0.txt"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text[: int(share * text.index("end of trees"))], encoding="utf-8")
+    with pytest.raises(DataError, match=r"damaged model: trees-0\.txt: found no whole model"):
+        baseline.Trees.load(tmp_path / "trees", 2)

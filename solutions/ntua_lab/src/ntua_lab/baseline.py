@@ -3,6 +3,7 @@
 Every fitted model is a few arrays, or LightGBM's own text; nothing is pickled.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,12 +112,26 @@ class Trees:
         """
         files = sorted(path.parent.glob(f"{path.name}-*.txt"))
         try:
-            boosters = [lightgbm.Booster(model_str=file.read_text(encoding="utf-8")) for file in files]
-        except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
+            boosters = [_booster(file) for file in files]
+        except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise DataError(f"{path}: damaged model: {error}\n  do: restore the run, or train again") from error
         if not boosters:
             raise DataError(f"{path}-0.txt: no such model; restore the run, or train again")
         return cls(boosters, classes)
+
+
+def _booster(path: Path) -> lightgbm.Booster:
+    """Read trees; a text that is not whole is refused here, because LightGBM reads past its end.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    text = path.read_text(encoding="utf-8")
+    sizes = re.search(r"^tree_sizes=([\d ]*)$", text, flags=re.M)
+    start, stop = text.find("Tree=0\n"), text.find("end of trees\n")
+    if not text.startswith("tree\n") or sizes is None or sum(map(int, sizes[1].split())) != stop - start:
+        raise ValueError(f"{path.name}: found no whole model of LightGBM")
+    return lightgbm.Booster(model_str=text)
 
 
 def fit(
