@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def fit(config, folder):
                 optimizer.step()
                 optimizer.zero_grad()
                 if ranks.stop_asked(fabric, place):
+                    if fabric.world_size > 1 and not fabric.global_rank:
+                        time.sleep(2)  # as long as a large state takes: the other ranks have ended by then
                     keep(epoch, place + 1)
                     raise interrupt.Interrupted("stopped as asked")
         ranks.share_buffers(fabric, net)

@@ -31,7 +31,7 @@ WHERE_NOT_WHAT = ("fabric.devices",)  # settings that a resume may change
 ERRORS: tuple[type[KitError], ...] = (ConfigError, DataError, Interrupted)  # by exit code, to tell a worker's on
 LOST_PEER = re.compile(r"gloo|nccl|socket|connection|peer|store", re.IGNORECASE)
 LAST_LINES = 15  # of a failed rank's own output, shown with the failure
-PATIENCE_SECONDS = 20.0  # that a rank waits to be ended by the launcher, after it lost another one
+PATIENCE_SECONDS = 20.0  # that a rank waits to be ended by the launcher, after it lost another one or stopped with it
 
 
 class RankError(KitError):
@@ -205,6 +205,8 @@ def _only_rank_0_speaks() -> Iterator[None]:
         try:
             yield
         except KitError as error:
+            if rank and isinstance(error, Interrupted):
+                time.sleep(PATIENCE_SECONDS)  # the first to end has the others ended, and rank 0 may still be saving
             if rank:
                 error.args = (f"rank {rank} of {size}: {error}",)
             raise
