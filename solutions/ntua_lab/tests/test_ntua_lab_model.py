@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from ntua_lab.config import Config, DataConfig, InputConfig, NetworkConfig, TrainConfig
 from ntua_lab.inputs import Inputs, augment, mix, of_arrays
@@ -55,17 +56,28 @@ def test_a_clip_alone_and_in_a_padded_batch(kind: str, length: int) -> None:
         torch.testing.assert_close(together[name][:1], alone[name], atol=1e-5, rtol=1e-4)
 
 
-def test_the_lstm_takes_the_right_last_steps() -> None:
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_lstm_is_that_of_packed_sequences(layers: int) -> None:
     torch.manual_seed(0)
-    backbone = LstmBackbone(5, 4, 2, 0.0)
-    x = torch.randn(2, 9, 5)
-    mask = torch.zeros(2, 9, dtype=torch.bool)
-    mask[1, 6:] = True
+    backbone = LstmBackbone(5, 4, layers, 0.0)
+    peer = nn.LSTM(5, 4, layers, batch_first=True, bidirectional=True)
+    for layer in range(layers):
+        for module, suffix in ((backbone.ahead[layer], ""), (backbone.back[layer], "_reverse")):
+            for name, own in module.named_parameters():
+                getattr(peer, name.replace("_l0", f"_l{layer}") + suffix).data.copy_(own)
+    lengths = torch.tensor([9, 6, 1])
+    x = torch.randn(3, 9, 5)
+    mask = torch.arange(9) >= lengths[:, None]
     got = backbone(x, mask)
-    for row, length in ((0, 9), (1, 6)):
-        steps, _ = backbone.lstm(x[row : row + 1, :length])
-        torch.testing.assert_close(got[row, :4], steps[0, length - 1, :4])  # forwards: the last real step
-        torch.testing.assert_close(got[row, 4:], steps[0, 0, 4:])  # backwards: step 0
+    _, (state, _) = peer(pack_padded_sequence(x, lengths, batch_first=True))
+    expected = torch.cat([state[-2], state[-1]], dim=1)
+    torch.testing.assert_close(got, expected)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    for layer in range(layers):
+        torch.testing.assert_close(backbone.ahead[layer].weight_hh_l0.grad, getattr(peer, f"weight_hh_l{layer}").grad)
+        own, reverse = backbone.back[layer].weight_ih_l0.grad, getattr(peer, f"weight_ih_l{layer}_reverse").grad
+        torch.testing.assert_close(own, reverse)
 
 
 def test_the_cnn_is_four_times_conv_norm_relu_pool() -> None:
