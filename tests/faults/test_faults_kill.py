@@ -63,6 +63,18 @@ def test_a_killed_command_given_again_ends_as_an_unbroken_one(
     assert not (verb == "infer" and target.read_bytes() != whole.submission.read_bytes())
 
 
+def test_a_prepare_killed_in_its_first_write_is_given_again(
+    case: Any, whole: Any, launch: Callable[..., Any], outputs: Callable[[Path], dict[str, str]], tmp_path: Path
+) -> None:
+    target = tmp_path / "prepared"
+    target.mkdir()
+    for name in (*(path.name for path in whole.prepared.iterdir() if path.is_file()), "begun.json", "state.json"):
+        (target / f".{name}.0123abcd.tmp").write_text("half")
+    ran = launch(module=case.module, argv=case.argv("prepare", whole.sample, target))
+    assert ran.code == 0, ran.log
+    assert outputs(target) == outputs(whole.prepared)
+
+
 def check_that_only_whole_work_is_taken(
     case: Any, verb: str, whole: Any, target: Path, launch: Callable[..., Any], tmp_path: Path
 ) -> None:

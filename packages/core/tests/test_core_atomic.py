@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit_core.atomic import atomic_dir, atomic_path, write_bytes, write_json, write_text
+from kit_core.atomic import atomic_dir, atomic_path, names_in, write_bytes, write_json, write_text
 from kit_core.errors import ConfigError, DiskFullError
 
 FEW = settings(max_examples=30, deadline=None)  # every example waits for the disk
@@ -184,6 +184,7 @@ def test_what_killed_processes_left_is_removed_by_the_next_one(tmp_path: Path) -
     (tmp_path / ".link.0123abcd.tmp").symlink_to(tmp_path / "mine")
     for name in ("mine", "mine.tmp", ".mine.tmp", ".mine.0123.tmp", ".0123abcd.tmp"):  # of other programs
         (tmp_path / name).write_text("mine")
+    assert names_in(tmp_path) == [".0123abcd.tmp", ".mine.0123.tmp", ".mine.tmp", "mine", "mine.tmp"]
     write_elsewhere(tmp_path / "b.txt")
     kept = [".0123abcd.tmp", ".mine.0123.tmp", ".mine.tmp", "b.txt", "mine", "mine.tmp"]
     assert names(tmp_path) == kept

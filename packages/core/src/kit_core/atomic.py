@@ -105,6 +105,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)  # after the rename there is nothing left to remove
 
 
+def names_in(folder: str | Path) -> list[str]:
+    """The names in a folder, sorted, without the neighbours of killed processes, which go with the next write into it."""
+    return sorted(path.name for path in Path(folder).iterdir() if not NEIGHBOUR.fullmatch(path.name))
+
+
 @contextmanager
 def _writing_into(target: Path) -> Iterator[Path]:
     """Yield the name of a neighbour, holding the lock that keeps it from being swept."""

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kit_core.atomic import NEIGHBOUR, atomic_path, write_json
+from kit_core.atomic import atomic_path, names_in, write_json
 from kit_core.errors import FULL, ConfigError, DataError, DiskFullError
 from kit_io.source import JSON_ERRORS, NPY_ERRORS
 
@@ -75,8 +75,7 @@ class RaggedWriter:
         if dtype not in STORED:
             raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(STORED)}")
         path = Path(path)
-        # A neighbour of an atomic write, which a writer killed in its first moment left, goes with the first write.
-        if path.exists() and (not path.is_dir() or not all(NEIGHBOUR.fullmatch(item.name) for item in path.iterdir())):
+        if path.exists() and (not path.is_dir() or names_in(path)):
             raise ConfigError(f"{path}: exists and is not an empty folder; remove it, resume it or name another place")
         write_json(path / WRITER, {"format_version": FORMAT_VERSION, "dtype": dtype, "dim": dim})
         self._begin(path, dim, dtype, np.zeros(0, RECORD))

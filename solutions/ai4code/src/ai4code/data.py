@@ -40,7 +40,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kit_core.atomic import atomic_path, write_json
+from kit_core.atomic import atomic_path, names_in, write_json
 from kit_core.console import progress
 from kit_core.errors import ConfigError, DataError, DiskFullError, KitError, Problems
 from kit_io.source import Source
@@ -866,12 +866,10 @@ def _refuse_foreign(out: Path) -> None:
         return
     if not out.is_dir():
         raise ConfigError(f"{out}: is a file; choose a folder")
-    foreign = [str(p.relative_to(out)) for p in sorted(out.iterdir()) if p.name not in {"manifest.json", *_SPLITS}]
+    foreign = [name for name in names_in(out) if name not in {"manifest.json", *_SPLITS}]
     for split in _SPLITS:
         if (out / split).is_dir():
-            foreign += [
-                f"{split}/{p.name}" for p in sorted((out / split).iterdir()) if not p.name.startswith((".", "shard-"))
-            ]
+            foreign += [f"{split}/{name}" for name in names_in(out / split) if not name.startswith("shard-")]
     if foreign:
         raise ConfigError(f"{out}: holds other files ({some(foreign)}); choose an empty or a new folder")
 

@@ -41,7 +41,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kit_core.atomic import write_json
+from kit_core.atomic import names_in, write_json
 from kit_core.config import did_you_mean
 from kit_core.console import progress, say
 from kit_core.errors import ConfigError, DataError, DiskFullError, Problems
@@ -519,7 +519,7 @@ def _begin(out: Path, begun: dict[str, str]) -> bool:
     """Make the folder, or find the one that a stopped run left; returns whether there is something to go on with."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; choose a folder")
-    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    found = names_in(out) if out.exists() else []
     if not found:
         write_json(out / "begun.json", begun)
         return False
