@@ -106,7 +106,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def names_in(folder: str | Path) -> list[str]:
-    """The names in a folder, sorted, without the neighbours of killed processes, which go with the next write into it."""
+    """The names in a folder, sorted; not the neighbours of killed processes, which go with the next write into it."""
     return sorted(path.name for path in Path(folder).iterdir() if not NEIGHBOUR.fullmatch(path.name))
 
 
