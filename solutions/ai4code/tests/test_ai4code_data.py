@@ -270,7 +270,7 @@ def test_prepare_again_keeps_what_is_finished(tmp_path: Path) -> None:
     broken = packed / "train" / "shard-00002.parquet"
     broken.write_bytes(broken.read_bytes()[:-10])
     (packed / "manifest.json").unlink()
-    (packed / "train" / ".shard-00002.parquet.0123abcd.tmp").write_bytes(b"left by a kill")
+    (packed / "train" / ".shard-00002.parquet.1234.tmp").write_bytes(b"left by a kill")
     assert prepare(path, packed, workers=1).shards_kept == 2
     assert {file: file.read_bytes() for file in packed.rglob("*.*")} == {file: b for file, (_, b) in before.items()}
 

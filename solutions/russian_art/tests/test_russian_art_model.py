@@ -453,8 +453,11 @@ def test_logit_adjustment_with_tau_1_removes_the_prior() -> None:
 def test_weights_are_found_by_the_name_with_its_tag_or_without(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"weights")
     assert find_weights("vit_base.some_tag", tmp_path).path == tmp_path / file
-    if "tag" not in file:
-        assert find_weights("vit_base.other", tmp_path).path == tmp_path / file
-        return
-    with pytest.raises(ConfigError, match=r"vit_base.other.safetensors"):  # another tag is another training
+
+
+def test_weights_of_another_tag_are_of_another_training(tmp_path: Path) -> None:
+    (tmp_path / "vit_base.some_tag.safetensors").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"expected vit_base.other.safetensors"):
         find_weights("vit_base.other", tmp_path)
+    (tmp_path / "vit_base.pth").write_bytes(b"weights")
+    assert find_weights("vit_base.other", tmp_path).path == tmp_path / "vit_base.pth"

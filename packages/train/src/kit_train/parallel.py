@@ -195,7 +195,10 @@ def _told(scratch: Path, rank: int, devices: int, exit_code: int) -> KitError:
 
 @contextmanager
 def _only_rank_0_speaks() -> Iterator[None]:
-    """Silence the ranks above 0, and name the rank in what they raise; in the end part from the others."""
+    """Silence the ranks above 0, and name the rank in what they raise; in the end part from the others.
+
+    A stop that was asked for leaves the first word to rank 0, whose state it is that counts.
+    """
     rank, size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     with ExitStack() as stack:
         if rank:
@@ -205,9 +208,9 @@ def _only_rank_0_speaks() -> Iterator[None]:
         try:
             yield
         except KitError as error:
-            if rank and isinstance(error, Interrupted):
-                time.sleep(PATIENCE_SECONDS)  # the first to end has the others ended, and rank 0 may still be saving
             if rank:
+                if isinstance(error, Interrupted):
+                    time.sleep(PATIENCE_SECONDS)  # the first to end has the others ended; rank 0 may still be saving
                 error.args = (f"rank {rank} of {size}: {error}",)
             raise
         except Exception as error:

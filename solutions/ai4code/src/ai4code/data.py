@@ -869,7 +869,7 @@ def _refuse_foreign(out: Path) -> None:
     foreign = [name for name in names_in(out) if name not in {"manifest.json", *_SPLITS}]
     for split in _SPLITS:
         if (out / split).is_dir():
-            foreign += [f"{split}/{name}" for name in names_in(out / split) if not name.startswith("shard-")]
+            foreign += [f"{split}/{name}" for name in names_in(out / split) if not name.startswith((".", "shard-"))]
     if foreign:
         raise ConfigError(f"{out}: holds other files ({some(foreign)}); choose an empty or a new folder")
 
