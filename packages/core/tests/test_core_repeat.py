@@ -17,6 +17,7 @@ from kit_core.run import RunFolder
 @dataclass(frozen=True)
 class Section:
     fold: int = 0
+    groups: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def test_a_repetition_takes_settings_and_flags_from_the_earlier_run(
     assert main("train", "--from-manifest", "one/manifest.json", "--run", "two") == 0
     one, two = RunFolder.open(tmp_path / "one"), RunFolder.open(tmp_path / "two")
     assert (two.preset, two.config, two.summary) == (one.preset, one.config, one.summary)
-    assert two.config == {"data": {"fold": 4}, "epochs": 3, "seed": 7}
+    assert two.config == {"data": {"fold": 4, "groups": None}, "epochs": 3, "seed": 7}
     assert two.manifest["repeats"] == "one"
     said = capsys.readouterr().err
     assert "two: repeats one, preset best" in said
@@ -75,6 +76,22 @@ def test_a_repetition_takes_settings_and_flags_from_the_earlier_run(
     assert all(word in said for word in ("data, settings, seed", "score was 0.75, is 0.75: the same to the last bit"))
     assert said.count("repeats") == 1, "the member's folder inside the run tells nothing"
     assert "repeats" not in RunFolder.open(tmp_path / "two" / "member").manifest
+
+
+@pytest.mark.parametrize("flags", [["--data", "data", "--data.groups", "g.csv"], ["--data=data", "--data.groups=g.csv"]])
+def test_relative_paths_begin_where_the_earlier_run_began(
+    main: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    assert main("train", "best", *flags, "--run", "one", "--extra", "x", "--data.fold", "4") == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main("train", "--from-manifest", "../one", "--run", "two") == 0
+    run = RunFolder.open(elsewhere / "two")
+    assert run.summary == {"score": 0.75, "extra": str(tmp_path / "x")}
+    assert run.config["data"] == {"fold": 4, "groups": str(tmp_path / "g.csv")}, "4 is no path"
+    assert main("train", "--from-manifest", "../one", "--run", "three", "--extra", "y") == 0
+    assert RunFolder.open(elsewhere / "three").summary["extra"] == "y", "flags given now begin here"
 
 
 def test_a_repetition_can_be_repeated_and_names_each_command_line(main: Callable[..., int], tmp_path: Path) -> None:

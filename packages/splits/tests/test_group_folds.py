@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit_core.errors import ConfigError, DataError
-from kit_splits.folds import assert_groups_whole, group_folds
+from kit_splits.folds import GroupCounts, assert_groups_whole, count_groups, group_folds
 
 NAMES = st.text(alphabet="abc\0é", max_size=3)
 
@@ -174,3 +174,14 @@ def test_as_many_rows_as_the_largest_set_in_a_second():
     groups = [f"{i % 100_000:08x}" for i in range(139_256)]
     folds = group_folds(groups, 5, seed=3)
     assert_groups_whole(folds, groups)
+
+
+def test_groups_are_counted_as_summaries_and_the_log_need_them():
+    counts = count_groups(["a", "b", "a", "c", "a"], "artist")
+    assert vars(counts) == {"group_by": "artist", "n_groups": 3, "largest_group": 3}
+    assert str(counts) == "groups: 3 by artist, the largest of 3"
+    assert count_groups(np.array([5, 5]), "row") == GroupCounts("row", 1, 2)
+    with pytest.raises(ValueError, match="at least one row"):
+        count_groups([], "artist")
+    with pytest.raises(DataError, match="row 1: found no group"):
+        count_groups(["a", None], "artist")

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
@@ -132,10 +132,55 @@ def _repeat(command: str, verb: Verb, config_class: type[Any], args: list[str]) 
     program, *words = command.split()
     earlier = Earlier.read(manifest)
     config = config_from_dict(config_class, earlier.config, source=str(earlier.path / "config.json"))
-    flags = [*earlier.flags(words), *rest]
+    earlier_flags = earlier.flags(words)
+    if (cwd := earlier.moved_from) is not None:
+        config = _absolute(config, cwd)
+        earlier_flags = _absolute_flags(earlier_flags, _path_flags(verb, config_class), cwd)
+    flags = [*earlier_flags, *rest]
     values = _parse(f"{command} {earlier.preset}", verb, flags, config)
     with repeating(Repetition(earlier, values["run"], (program, *words, earlier.preset, *flags))):
         verb(preset=earlier.preset, **values)
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    """Return a configuration whose relative paths are joined to `base`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: _absolute(getattr(value, name), base) for name in fields})
+    if isinstance(value, tuple):
+        return tuple(_absolute(item, base) for item in value)
+    return base / value if isinstance(value, Path) else value
+
+
+def _absolute_flags(flags: Sequence[str], path_flags: set[str], base: Path) -> list[str]:
+    """Join the values of the flags that take paths to `base`; an absolute value stays as it is."""
+    absolute, takes_path = [], False
+    for word in flags:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            takes_path = name.replace("_", "-") in path_flags
+            word = f"{name}={base / value}" if equals and takes_path else word
+        elif takes_path:
+            word = str(base / word)
+        absolute.append(word)
+    return absolute
+
+
+def _path_flags(verb: Verb, config_class: type[Any]) -> set[str]:
+    """Return the flags of a verb and of its configuration that take a path: `--data`, `--data.groups`."""
+
+    def holds_path(hint: Any) -> bool:
+        return hint is Path or any(holds_path(part) for part in get_args(hint))
+
+    def names(hints: Mapping[str, Any], prefix: str) -> set[str]:
+        found = {f"--{prefix}{name}".replace("_", "-") for name, hint in hints.items() if holds_path(hint)}
+        for name, hint in hints.items():
+            if dataclasses.is_dataclass(hint):
+                found |= names(get_type_hints(hint), f"{prefix}{name}.")
+        return found
+
+    own = {name: hint for name, hint in get_type_hints(verb).items() if name not in ("config", "return")}
+    return names(own, "") | names(get_type_hints(config_class), "")
 
 
 def _parse(command: str, verb: Verb, args: list[str], config: object = None) -> dict[str, Any]:

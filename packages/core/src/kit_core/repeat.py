@@ -18,7 +18,7 @@ from kit_core.errors import ConfigError, DataError
 
 ABSENT = "(absent)"  # stands for a key that one side of a comparison lacks
 VERSIONS, CODE = ("python", "packages"), ("git",)
-MACHINE = ("platform", "device", "cpus")  # other machines round otherwise; the host's name does not
+MACHINE = ("platform", "device", "cpus", "threads")  # other machines round otherwise; the host's name does not
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Earlier:
         stored = read_object(folder / "config.json", ("preset", "config"), remedy)
         summary = read_object(folder / "summary.json", (), remedy) if (folder / "DONE").exists() else {}
         return cls(folder, str(stored["preset"]), stored["config"], manifest, summary)
+
+    @property
+    def moved_from(self) -> Path | None:
+        """The working directory of the run, where relative paths began; None: this one, or not recorded."""
+        cwd = self.manifest.get("cwd")
+        return Path(cwd) if cwd and Path(cwd) != Path.cwd() else None
 
     def flags(self, verb: Sequence[str]) -> list[str]:
         """Return the flags that the run was started with behind the words of its verb and its preset.

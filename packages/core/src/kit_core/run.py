@@ -34,6 +34,7 @@ DIGESTS, DONE, LOCK = "digests.json", "DONE", ".lock"
 STATE = "state"  # what only an unfinished run needs: optimizers, schedules, random numbers
 WITHOUT_DIGEST = {METRICS, DIGESTS, DONE, LOCK, STATE, "plots", "tensorboard"}  # what no verb of a finished run reads
 RETRAIN = "train again into another --run"  # what to do about a damaged run
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 RECORDED_PACKAGES = ("numpy", "torch", "lightgbm", "scikit-learn")  # and every installed kit-*
 
 
@@ -310,11 +311,13 @@ def _environment() -> dict[str, Any]:
     return {
         "started": _now(),
         "argv": sys.argv,
+        "cwd": os.getcwd(),
         "git": _git_state(Path(__file__)),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": _device(),
         "cpus": os.cpu_count(),
+        "threads": _thread_counts(),
         "python": platform.python_version(),
         "packages": _package_versions(),
     }
@@ -344,6 +347,14 @@ def _git_state(source: Path) -> dict[str, object] | None:
 def _device() -> str:
     torch = sys.modules.get("torch")
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
+
+
+def _thread_counts() -> dict[str, object]:
+    """Return the cores that the process may use, what limits its libraries, and the threads of PyTorch if loaded."""
+    limits = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    torch = sys.modules.get("torch")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
+    return {"cores": cores, **limits, **({"torch": torch.get_num_threads()} if torch else {})}
 
 
 def _package_versions() -> dict[str, str]:

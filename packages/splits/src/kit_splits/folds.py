@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,34 @@ def assert_groups_whole(
         if len(its_folds) > 1:
             problems.add(f"group {name}", f"rows in folds {', '.join(map(str, its_folds))}")
     problems.raise_if_any()
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """What the folds of a run keep whole: the name of the grouping, the number of groups, and the rows of the largest.
+
+    `vars(counts)` are the keys of `summary.json`; `str(counts)` is the line that `train` prints.
+    """
+
+    group_by: str
+    n_groups: int
+    largest_group: int
+
+    def __str__(self) -> str:
+        return f"groups: {self.n_groups} by {self.group_by}, the largest of {self.largest_group}"
+
+
+def count_groups(groups: Sequence[str] | NDArray[np.generic], group_by: str) -> GroupCounts:
+    """Count the groups of n rows (`groups`, n); `group_by` says what they are, such as "series (groups.csv)".
+
+    Raises:
+        DataError: rows without a group (None or NaN).
+        ValueError: no rows, or `groups` is not one-dimensional.
+    """
+    names, group_of_row = distinct_groups(groups)
+    if not len(names):
+        raise ValueError("expected at least one row")
+    return GroupCounts(group_by, len(names), int(np.bincount(group_of_row).max()))
 
 
 def distinct_groups(groups: Sequence[str] | NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
