@@ -12,11 +12,13 @@ from scipy.stats import rankdata
 from kit_core.console import render_table
 from kit_core.errors import DataError, Problems
 from kit_metrics import (
+    bootstrap_interval,
     bootstrap_macro_f1,
     bootstrap_paired_macro_f1,
     bootstrap_paired_ratio,
     bootstrap_ratio,
     confusion_matrix,
+    effective_groups,
     macro_f1,
 )
 from ntua_lab.config import AXES
@@ -94,10 +96,10 @@ def spearman(true: ArrayLike, predicted: ArrayLike) -> Floats:
 def spearman_interval(
     true: Floats, predicted: Floats, groups: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean Spearman correlation, whole groups resampled."""
+    """Return the 95 % interval of the mean Spearman correlation, whole groups resampled; the rule is of kit_metrics."""
     scores = [spearman(true[rows], predicted[rows]).mean() for rows in resamples(len(true), groups, seed)]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
+    score = float(spearman(true, predicted).mean())
+    return bootstrap_interval(scores, score, _effective_groups(len(true), groups), limits=(-1.0, 1.0))
 
 
 def paired_difference(
@@ -124,8 +126,10 @@ def paired_difference(
     def difference(rows: NDArray[np.int64] | slice) -> float:
         return float(spearman(truth[rows], first[rows]).mean() - spearman(truth[rows], second[rows]).mean())
 
-    low, high = np.quantile([difference(rows) for rows in resamples(len(truth), groups)], [0.025, 0.975])
-    return difference(slice(None)), float(low), float(high)
+    whole = difference(slice(None))
+    resampled = [difference(rows) for rows in resamples(len(truth), groups)]
+    effective = _effective_groups(len(truth), groups)
+    return whole, *bootstrap_interval(resampled, whole, effective, limits=(-2.0, 2.0))
 
 
 def score_of(metric: Metric, true: ArrayLike, answer: ArrayLike, classes: int) -> float:
@@ -145,6 +149,10 @@ def resamples(n: int, groups: Sequence[str] | None = None, seed: int = 0) -> lis
     members = np.split(order, np.flatnonzero(np.diff(names[order])) + 1)
     draws = (generator.integers(len(members), size=len(members)) for _ in range(RESAMPLES))
     return [np.concatenate([members[i] for i in drawn]) for drawn in draws]
+
+
+def _effective_groups(n: int, groups: Sequence[str] | None) -> float:
+    return float(n) if groups is None else effective_groups(np.unique(np.asarray(groups), return_counts=True)[1])
 
 
 @dataclass(frozen=True, eq=False)
