@@ -157,3 +157,20 @@ def test_distractors_join_the_gallery_and_lower_the_score(tmp_path: Path):
     assert scores[1] < scores[0] - 0.05
     with pytest.raises(ConfigError, match="channels"):
         train_baseline(config, tracks, run, make_tracks(d=4))
+
+
+def test_distractors_are_matched_by_their_frames(tmp_path: Path):
+    tracks, scores = make_tracks(), []
+    for name, distractors in (("without", None), ("with", make_tracks(seed=5, artists=20))):
+        config = Config(method="frame-matching", data=DataConfig(n_folds=2, fold=0))
+        with RunFolder.create(tmp_path / name, config=config, preset="best", data_hashes={}, seed=0) as run:
+            summary = train_baseline(config, tracks, run, distractors)
+        assert summary["gallery"] == [100 if distractors is None else 200]
+        assert (summary["n"], summary["group_by"], summary["n_groups"], summary["largest_group"]) == (
+            100,
+            "artist",
+            40,
+            5,
+        )
+        scores.append(summary["score"])
+    assert scores[1] < scores[0] - 0.02

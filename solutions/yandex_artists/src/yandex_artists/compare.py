@@ -32,7 +32,7 @@ def compare(a: Path, b: Path, truth: Path | None = None) -> Comparison:
         ]
         if np.isnan(scores[0]).all():
             raise DataError(f"{truth}: found no artist with two tracks, so no query; expected the truth of a test set")
-        return _comparison(a, b, *scores, artists)
+        return _comparison(a, b, scores[0], scores[1], artists)
     runs, tables = [RunFolder.open(path) for path in (a, b)], [_queries(path) for path in (a, b)]
     if runs[0].manifest["data"] != runs[1].manifest["data"]:
         raise DataError(
