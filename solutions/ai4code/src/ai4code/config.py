@@ -234,6 +234,8 @@ class BlendConfig:
         ValueError: no round, or an error that is not above 0.
     """
 
+    weights: Literal["fitted", "equal"] = "fitted"
+    """fitted: weights for each fold are found on the other folds; equal: all members count alike, nothing is chosen."""
     rounds: int = 30
     """Rounds of greedy selection of member weights on out-of-fold distributions."""
     position_error: float = 0.17
@@ -255,9 +257,13 @@ class Config:
     """
 
     members: tuple[Member, ...] = ("position",)
-    """Models to fit; several are blended by weights found out of fold. `joint` builds on `gaps` and must follow it."""
+    """Models to fit; several are blended. `joint` must follow the member whose answers it reads (`joint_reads`)."""
+    joint_reads: Literal["gaps", "listwise"] = "gaps"
+    """Member whose out-of-fold answers are inputs of `joint`."""
     seed: int = 0
     """Seed of every model."""
+    listwise_seeds: int = 1
+    """Networks of `listwise` in a fold, of the seeds `seed`, `seed` + 1, ...; their distributions are averaged."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     position: TreesConfig = field(default_factory=TreesConfig)
@@ -280,6 +286,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) != len(self.members):
             raise ValueError(f"members: found {list(self.members)}, expected one or more different models")
+        if self.listwise_seeds < 1:
+            raise ValueError(f"listwise_seeds: found {self.listwise_seeds}, expected 1 or more")
         if self.data.folds < 2:
             raise ValueError(f"data.folds: found {self.data.folds}, expected 2 or more")
         if isinstance(self.data.fold, int) and not 0 <= self.data.fold < self.data.folds:
@@ -287,8 +295,9 @@ class Config:
         if self.data.limit is not None and self.data.limit < 1:
             raise ValueError(f"data.limit: found {self.data.limit}, expected 1 or more notebooks")
         if "joint" in self.members:
-            if "gaps" not in self.members[: self.members.index("joint")]:
-                raise ValueError("members: 'joint' reads the answers of 'gaps', so 'gaps' must stand before it")
+            if self.joint_reads not in self.members[: self.members.index("joint")]:
+                first = self.joint_reads
+                raise ValueError(f"members: 'joint' reads the answers of '{first}', so '{first}' must stand before it")
             if self.data.fold != "all":
                 raise ValueError(
                     f"data.fold: found {self.data.fold!r}, expected 'all': 'joint' learns from out-of-fold answers"
