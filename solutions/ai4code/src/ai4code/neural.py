@@ -145,7 +145,7 @@ def fit_network(
     place = fabric.device
     network.to(place).train()
     groups = weight_groups(network, config.learning_rate, config.weight_decay, rate_of)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     average = WeightAverage(network, config.average)
     epochs = config.order_epochs + config.epochs
     first = 0
