@@ -68,7 +68,7 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         b, n, width = hidden.shape
         query, key, value = self.enter(hidden).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        # A third of the time of `scaled_dot_product_attention`, whose fast kernel on CPUs takes no bias with a gradient.
+        # A third of the time of `scaled_dot_product_attention`, whose fast kernel on CPUs takes no bias with gradients.
         query, key, value = (part.reshape(b * self.heads, n, -1) for part in (query, key, value))
         scores = torch.baddbmm(bias.flatten(0, 1), query, key.transpose(1, 2), alpha=1.0 / math.sqrt(key.shape[-1]))
         mixed = (scores.softmax(dim=-1) @ value).view(b, self.heads, n, -1)
