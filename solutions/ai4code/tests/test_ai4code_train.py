@@ -341,53 +341,34 @@ def test_a_resumed_run_equals_an_unbroken_one(
     assert without_seconds(resumed) == without_seconds(summary)
 
 
-SEEDS = small(
+NETWORKS = small(
     Config(
-        members=("listwise", "joint"),
-        joint_reads="listwise",
-        listwise_seeds=2,
-        encoder=EncoderConfig(vectors="singular"),
+        members=("singular-listwise", "listwise", "joint"),
+        joint_reads=("singular-listwise", "listwise"),
         blend=BlendConfig(weights="equal"),
     )
 )
 
 
 @pytest.fixture(scope="module")
-def seeds(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    path = tmp_path_factory.mktemp("train") / "seeds"
-    return path, run_training(SEEDS, notebooks, path)
+def networks(
+    notebooks: Notebooks, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("train") / "networks"
+    return path, run_training(with_encoder(NETWORKS, tiny_encoder), notebooks, path)
 
 
-def test_a_run_stopped_between_two_seeds_goes_on(
-    seeds: tuple[Path, dict[str, Any]], notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, summary = seeds
-    calls: list[int] = []
-    original = Listwise.fit
-
-    def dying(view: View, config: Any, encoder: Any, seed: int, *more: Any) -> Listwise:
-        calls.append(seed)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(view, config, encoder, seed, *more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Listwise, "fit", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(SEEDS, notebooks, tmp_path / "run")
-    assert calls == [0, 1]
-    assert set(models(tmp_path / "run")) == {"models/fold0/text.safetensors", "models/fold0/listwise.safetensors"}
-    resumed = run_training(SEEDS, notebooks, tmp_path / "run", resume=True)
-    assert models(tmp_path / "run") == models(path)
-    assert without_seconds(resumed) == without_seconds(summary)
+def with_encoder(config: Config, folder: Path) -> Config:
+    return replace(config, encoder=replace(config.encoder, folder=folder))
 
 
-def test_inference_is_the_mean_over_seeds_folds_members_and_runs(
-    seeds: tuple[Path, dict[str, Any]], blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, data: Path
+def test_inference_is_the_mean_over_members_folds_and_runs(
+    networks: tuple[Path, dict[str, Any]], blend: tuple[Path, dict[str, Any]], tiny_encoder: Path, data: Path
 ) -> None:
     """Every stored model is loaded by itself, and plain means are taken."""
     test = load(data, "test", workers=1)
-    table = describe(test, word_source(None), SEEDS.text.longest)
+    config = with_encoder(NETWORKS, tiny_encoder)
+    table = describe(test, word_source(None), config.text.longest)
 
     def mean(answers: list[list[np.ndarray]]) -> list[np.ndarray]:
         return [np.mean(of_one, axis=0) for of_one in zip(*answers, strict=True)]
@@ -398,20 +379,24 @@ def test_inference_is_the_mean_over_seeds_folds_members_and_runs(
     def told(probability: list[np.ndarray]) -> list[Placement]:
         return [Placement(p @ np.arange(p.shape[1]), p) for p in probability]
 
-    listwise, joint = [], []
+    singular, listwise, joint = [], [], []
     for fold in (0, 1):
-        folder = fold_folder(seeds[0], fold)
+        folder = fold_folder(networks[0], fold)
         view = View.of(table, TextModel.load(folder / "text.safetensors"))
-        one, other = (known(Listwise.load(place, SEEDS.encoder).place(view)) for place in (folder, folder / "seed1"))
-        assert any(not np.allclose(a, b) for a, b in zip(one, other, strict=True))
-        listwise.append(mean([one, other]))
-        joint.append(known(Joint.load(folder).place(view, told(listwise[-1]))))
-    first = mean([mean(listwise), mean(joint)])
-    run = FittedRun.open(seeds[0])
+        words = replace(config.encoder, vectors="singular")
+        singular.append(known(Listwise.load(folder, words, "singular-listwise").place(view)))
+        listwise.append(known(Listwise.load(folder, config.encoder).place(view)))
+        joint.append(known(Joint.load(folder).place(view, told(mean([singular[-1], listwise[-1]])))))
+    members = [mean(answers) for answers in (singular, listwise, joint)]
+    first = mean(members)
+    run = FittedRun.open(networks[0])
     for found, expected in zip(run.place(test), first, strict=True):
         np.testing.assert_allclose(found.gap_probability, expected, atol=1e-6)
-    for fold in (0, 1):  # so that neither fold alone could pass for both
-        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(mean(listwise), listwise[fold], strict=True))
+    for part in (*members, singular[0], singular[1]):  # no single part passes for the whole
+        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, part, strict=True))
+    for fold in (0, 1):
+        alone = mean([singular[fold], listwise[fold], joint[fold]])
+        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, alone, strict=True))
 
     second = [
         spread(placement, int(test.n_code[i]), BLEND.blend.position_error).gap_probability
@@ -463,8 +448,9 @@ def test_impossible_settings_are_refused() -> None:
         ({"members": ()}, "members"),
         ({"members": ("gaps", "gaps")}, "members"),
         ({"members": ("joint", "gaps")}, "gaps"),
-        ({"members": ("gaps", "joint"), "joint_reads": "listwise"}, "'listwise' must stand before"),
-        ({"listwise_seeds": 0}, "listwise_seeds: found 0"),
+        ({"members": ("gaps", "joint"), "joint_reads": ("listwise",)}, "'listwise' must stand before"),
+        ({"members": ("gaps", "joint"), "joint_reads": ()}, "joint_reads: found nothing"),
+        ({"members": ("singular-listwise",), "text": TextConfig(components=0)}, "text.components"),
         ({"members": ("gaps", "joint"), "data": DataConfig(fold="none")}, "data.fold"),
         ({"members": ("gaps", "position"), "data": DataConfig(fold="none")}, "blend weights"),
         ({"data": DataConfig(folds=1)}, "data.folds"),

@@ -104,17 +104,13 @@ class FittedRun:
     def _place_joint(
         self, fold: FoldModels, view: View, by_member: dict[Member, list[list[Placement]]]
     ) -> list[Placement]:
-        """Answer by `joint` of a fold; the answers that it reads are taken over where this fold gave them just now."""
+        """Answer by `joint` of a fold; what it reads is taken over where this fold answered so just now."""
         assert fold.joint is not None
-        first = self.config.joint_reads
-        if first in by_member:
-            return fold.joint.place(view, by_member[first][-1])
-        model = fold.members[first]
-        return (
-            fold.joint.place_after(view, model)
-            if isinstance(model, Gaps)
-            else fold.joint.place(view, model.place(view))
-        )
+        reads = self.config.joint_reads
+        if reads == ("gaps",) and isinstance(gaps := fold.members["gaps"], Gaps):
+            return fold.joint.place_after(view, gaps)
+        first = [by_member[member][-1] if member in by_member else fold.members[member].place(view) for member in reads]
+        return fold.joint.place(view, [average(answers) for answers in zip(*first, strict=True)])
 
 
 def place_with_runs(runs: Sequence[FittedRun], notebooks: Notebooks) -> list[Placement]:

@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +11,8 @@ from safetensors import safe_open
 
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
-from ai4code.config import FROZEN, TUNED, Config, Member
-from ai4code.decode import Placement, average
+from ai4code.config import TUNED, Config, EncoderConfig, Member
+from ai4code.decode import Placement
 from ai4code.features import View
 
 FILES: dict[Member, str] = {
@@ -29,6 +28,7 @@ FILES: dict[Member, str] = {
     "pairwise": "pairwise.safetensors",
     "text-listwise": "text-listwise.safetensors",
     "seed-listwise": "seed-listwise.safetensors",
+    "singular-listwise": "singular-listwise.safetensors",
 }  # rules and similarity are made again in no time
 
 
@@ -64,8 +64,11 @@ def fit_member(
             from ai4code.mlp import Mlp  # PyTorch takes seconds to load: only where it is used
 
             return Mlp.fit(view, config.mlp, config.seed, log)
-        case "listwise":
-            return _fit_listwise(view, config, log, folder)
+        case "listwise" | "singular-listwise":
+            from ai4code.neural import Listwise  # as above
+
+            encoder = _encoder_of(name, config)
+            return Listwise.fit(view, config.listwise, encoder, config.seed, log, state, config.fabric, name)
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
@@ -105,10 +108,10 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
             from ai4code.mlp import Mlp  # as above
 
             return Mlp.load(folder)
-        case "listwise":
+        case "listwise" | "singular-listwise":
             from ai4code.neural import Listwise  # as above
 
-            return _averaged([Listwise.load(one, config.encoder) for one in seed_folders(folder, config)])
+            return Listwise.load(folder, _encoder_of(name, config), name)
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
@@ -136,91 +139,35 @@ def check_inputs(config: Config) -> None:
         ConfigError: it is needed and there is none.
         DataError: it is incomplete or damaged.
     """
-    reads = config.encoder.vectors == "folder" and not FROZEN.isdisjoint(config.members)
     tunes = config.transformer.start == "folder" and not TUNED.isdisjoint(config.members)
-    if reads or tunes:
+    if config.reads_folder or tunes:
         from ai4code.encoder import open_encoder, require_folder  # as above
 
         open_encoder(require_folder(config.encoder))
 
 
 def fit_joint(view: View, first: Sequence[Placement], config: Config) -> Joint:
-    """Fit `joint` on a view and the out-of-fold answers of `joint_reads` for its notebooks."""
+    """Fit `joint` on a view and the mean out-of-fold answers of `joint_reads` for its notebooks."""
     return Joint.fit(view, first, config.joint, config.pairs, config.seed)
 
 
-@dataclass(frozen=True)
-class SeedAverage:
-    """Models of one kind that differ in their seeds only; their answers are averaged."""
-
-    models: Sequence[FittedMember]
-
-    def place(self, view: View) -> list[Placement]:
-        """Answer every notebook of the view."""
-        return [average(answers) for answers in zip(*(model.place(view) for model in self.models), strict=True)]
-
-    def save(self, folder: Path) -> None:
-        """Write the first model into the folder of the fold, the others into folders of their own inside it."""
-        for number, model in enumerate(self.models):
-            model.save(_seed_folder(folder, number))
+def _encoder_of(name: Member, config: Config) -> EncoderConfig:
+    return replace(config.encoder, vectors="singular") if name == "singular-listwise" else config.encoder
 
 
-def _averaged(models: Sequence[FittedMember]) -> FittedMember:
-    return models[0] if len(models) == 1 else SeedAverage(models)
-
-
-def seed_folders(folder: Path, config: Config) -> list[Path]:
-    """Where the networks of `listwise` of a fold lie, one folder for each seed."""
-    return [_seed_folder(folder, number) for number in range(config.listwise_seeds)]
-
-
-def _seed_folder(folder: Path, number: int) -> Path:
-    return folder if number == 0 else folder / f"seed{number}"
-
-
-def _fit_listwise(view: View, config: Config, log: Callable[..., None], folder: Path | None) -> FittedMember:
-    """Fit `listwise` once for each seed; what a stopped run finished is read back."""
-    from ai4code.neural import Listwise  # PyTorch takes seconds to load: only where it is used
-
-    models = []
-    for number in range(config.listwise_seeds):
-        place = None if folder is None else _seed_folder(folder, number)
-        if place is not None:
-            place.mkdir(parents=True, exist_ok=True)
-            if (place / FILES["listwise"]).exists():
-                models.append(Listwise.load(place, config.encoder))
-                continue
-        state = None if place is None else place / "listwise.state"
-        told = log if number == 0 else partial(log, seed=config.seed + number)
-        settings = (config.listwise, config.encoder, config.seed + number)
-        models.append(Listwise.fit(view, *settings, told, state, config.fabric))
-        if place is not None:
-            models[-1].save(place)
-            if state is not None:
-                state.unlink(missing_ok=True)
-    return _averaged(models)
-
-
-def is_saved(name: Member, folder: Path, config: Config) -> bool:
+def is_saved(name: Member, folder: Path) -> bool:
     """Whether a fold's model is complete on disk (files are written atomically) and need not be fitted again."""
-    return name in FILES and all(path.exists() for path in _files(name, folder, config))
+    return name in FILES and (folder / FILES[name]).exists()
 
 
-def _files(name: Member, folder: Path, config: Config) -> list[Path]:
-    folders = seed_folders(folder, config) if name == "listwise" else [folder]
-    return [one / FILES[name] for one in folders]
-
-
-def count_parameters(name: Member, folder: Path, config: Config) -> int:
-    """Fitted numbers of a model: leaves of all trees, or weights of its networks; 0 for rules and similarity."""
-    return sum(map(_count, _files(name, folder, config))) if is_saved(name, folder, config) else 0
-
-
-def _count(path: Path) -> int:
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
+def count_parameters(name: Member, folder: Path) -> int:
+    """Fitted numbers of a model: leaves of all trees, or weights of a network; 0 for rules and similarity."""
+    if not is_saved(name, folder):
+        return 0
+    if FILES[name].endswith(".safetensors"):
+        with safe_open(folder / FILES[name], framework="numpy") as file:
             shapes = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}  # noqa: SIM118 - not a dict
         # Statistics of the features travel with the weights but are none.
         return sum(math.prod(shape) for tensor, shape in shapes.items() if "standardise." not in tensor)
-    leaves = re.findall(r"^num_leaves=(\d+)$", path.read_text(encoding="utf-8"), flags=re.M)
+    leaves = re.findall(r"^num_leaves=(\d+)$", (folder / FILES[name]).read_text(encoding="utf-8"), flags=re.M)
     return sum(map(int, leaves))

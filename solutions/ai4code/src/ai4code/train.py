@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from ai4code.blend import fit_weights
 from ai4code.boosting import Joint
 from ai4code.compare import write_scored
-from ai4code.config import FROZEN, Config, DataConfig, Member
+from ai4code.config import Config, DataConfig, Member
 from ai4code.data import Notebooks
-from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
+from ai4code.decode import Placement, average, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
 from ai4code.members import FittedMember, count_parameters, fit_joint, fit_member, is_saved, load_member
 from ai4code.text import TextModel, fit_text_model
@@ -79,7 +79,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             if member == "joint":
                 continue
             since = time.monotonic()
-            if is_saved(member, folder, config):
+            if is_saved(member, folder):
                 model = load_member(member, folder, config)
             else:
                 model = fit_member(member, train_view, config, _logger(run, member, fold), folder)
@@ -95,15 +95,15 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             fitted, held = split_fold(folds, fold, config.data)
             folder = fold_folder(run.path, fold)
             view = View.of(table, TextModel.load(folder / "text.safetensors"), fitted)
-            # Each notebook's first answer is from a model not fitted on it. Those of `fitted` did see the labels of
+            # Each notebook's first answer is from models not fitted on it. Those of `fitted` did see the labels of
             # `held`, as usual in stacking; no model that answers for `held` has.
-            first = answers[config.joint_reads]
-            if is_saved("joint", folder, config):
+            first = [_first_answer(answers, config, i) for i in range(len(notebooks))]
+            if is_saved("joint", folder):
                 joint = Joint.load(folder)
             else:
-                joint = fit_joint(view, [_known(first[i]) for i in fitted], config)
+                joint = fit_joint(view, [first[i] for i in fitted], config)
                 joint.save(folder)
-            _keep(answers["joint"], held, joint.place(view.select(held), [_known(first[i]) for i in held]))
+            _keep(answers["joint"], held, joint.place(view.select(held), [first[i] for i in held]))
             run.log(member="joint", fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"joint: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")
 
@@ -116,7 +116,7 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
         "metric": "tau",
         "score": None,
         "members": dict(zip(config.members, weights.tolist(), strict=True)),
-        "parameters": sum(count_parameters(member, first_folder, config) for member in config.members),
+        "parameters": sum(count_parameters(member, first_folder) for member in config.members),
         "folds": config.data.folds if config.data.fold == "all" else config.data.fold,
         "n": len(scored),
         **vars(counts),
@@ -229,15 +229,13 @@ def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, 
     if path.exists():
         return TextModel.load(path)
     readers: set[Member] = {"position", "ranker", "mlp"}
-    if config.encoder.vectors == "singular":
-        readers |= FROZEN
     text = fit_text_model(
         counts,
         vocabulary,
         rows,
         use_idf=config.text.weighting == "tf-idf",
         sublinear=config.text.weighting == "tf-idf",
-        components=0 if readers.isdisjoint(config.members) else config.text.components,
+        components=config.text.components if config.reads_singular or readers & set(config.members) else 0,
         seed=config.seed,
     )
     text.save(path)
@@ -310,6 +308,11 @@ def _place(model: FittedMember, view: View, ranks: tuple[int, int]) -> list[Plac
     for other, part in enumerate(parts):
         placements[other::size] = part
     return placements
+
+
+def _first_answer(answers: Answers, config: Config, index: int) -> Placement:
+    """What `joint` reads of a notebook."""
+    return average([_known(answers[member][index]) for member in config.joint_reads])
 
 
 def _keep(answers: list[Placement | None], indices: np.ndarray, placements: list[Placement]) -> None:
