@@ -127,7 +127,7 @@ def compare(
     labels: Path | None = None,
     json_: Json = False,
 ) -> None:
-    """Is A better than B? Two finished runs, or two submissions and --truth: the difference with its paired interval."""
+    """Is A better than B? Two finished runs, or two submissions and --truth: the difference, with its interval."""
     from russian_art.compare import compare as compare_two
 
     print(compare_two(a, b, truth, labels).render(as_json=json_))

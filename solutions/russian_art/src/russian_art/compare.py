@@ -93,8 +93,8 @@ def compare_submissions(a: Path, b: Path, truth: Path, labels_file: Path | None 
     if not true:
         raise DataError(f"{truth}: found a header and no rows, expected a label for each picture; give the whole table")
     label = np.array(list(true.values()), dtype=np.int64)
-    predicted = [check_submission(path, list(true), labels) for path in (a, b)]
-    return _comparison(a, b, label, *predicted, len(labels), np.arange(len(label)), "picture")
+    of_a, of_b = (check_submission(path, list(true), labels) for path in (a, b))
+    return _comparison(a, b, label, of_a, of_b, len(labels), np.arange(len(label)), "picture")
 
 
 def _comparison(

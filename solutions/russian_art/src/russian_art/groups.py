@@ -1,9 +1,9 @@
 """Which pictures belong together: groups.csv where the data has one, and near-duplicates found in the pixels.
 
 Two relations are joined: pictures that a chain of either connects are one group, and folds never cut a group. The
-search knows no file names. It has two stages: pairs whose perceptual hashes and colours agree (scans and re-encodings of
-one picture), and clusters by average linkage of edges, colours in place and colour histogram, each of the content cut
-out of its plain background (variants of one drawing). Average linkage, since a chain of pairs soon joins a whole style.
+search knows no file names. It has two stages: pairs whose perceptual hashes and colours agree (scans and re-encodings
+of one picture), and clusters by average linkage of edges, colours in place and colour histogram, each of the content
+cut out of its plain background (variants of one drawing). Average linkage, since a chain of pairs soon joins a style.
 """
 
 from collections.abc import Sequence
