@@ -146,7 +146,7 @@ def test_the_best_epoch_is_restored_and_not_the_last(art: Art, tmp_path: Path, m
         return next(scores)
 
     monkeypatch.setattr(finetune, "_validate", pretended)
-    fit(network_config(), art, tmp_path)
+    fit(network_config(keep="best"), art, tmp_path)
     stored = finetune.load_file(tmp_path / "weights.safetensors")
     network = make_network(network_config(), TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
     network.load_state_dict(stored)
@@ -228,7 +228,8 @@ def test_compiled_training_is_the_same_and_compiles_once_a_stage(
 
 def test_training_in_bfloat16_keeps_the_weights_in_float32(art: Art, tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
-    config = network_config(precision="bfloat16", start="probe", frozen_norm=True)
+    slow = {"first": StageConfig(epochs=1, trained="head", learning_rate=1e-3), "second": StageConfig(epochs=1)}
+    config = network_config(precision="bfloat16", start="probe", frozen_norm=True, **slow)
     network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
     network.head.label.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr]  # a module
     score_rows(
