@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from kit_splits.near_duplicates import close_pairs, connected_groups
 
@@ -34,7 +32,7 @@ CONTENT_SIDE = 64
 BACKGROUND_DIFFERENCE = 24  # of 255 in one channel: less is background
 LEAST_SIMILARITY = 0.8  # mean of the three similarities, on average between two clusters that are joined
 ASPECT_RATIO = 1.35  # contents whose aspects differ by more are not compared
-_BLOCK = 512
+_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,23 @@ def near_duplicates(
     close = close_pairs(bits[distinct], HASH_BITS)
     difference = np.abs(thumb[distinct[close[:, 0]]].astype(np.int16) - thumb[distinct[close[:, 1]]])
     close = close[difference.mean(axis=(1, 2, 3)) <= THUMB_DIFFERENCE]
-    if len(close):
-        colours = _centred(contents[distinct].reshape(len(distinct), -1))
-        alike = np.einsum("ij,ij->i", colours[close[:, 0]], colours[close[:, 1]])
-        same = np.abs(contents[distinct[close[:, 0]]].astype(np.int16) - contents[distinct[close[:, 1]]])
-        close = close[(alike >= HASH_COLOURS) | (same.mean(axis=(1, 2, 3)) <= 2.0)]  # flat ones have no correlation
+    close = close[_same_colours(contents, distinct[close])]
     alike_pairs = distinct[np.concatenate([close, _clusters(vectors, np.log(aspects[distinct]))])]
     pairs = np.concatenate([alike_pairs.reshape(-1, 2), np.array(copies, dtype=np.int64).reshape(-1, 2)])
     pairs = np.unique(pairs, axis=0)
     distances = np.bitwise_count(bits[pairs[:, 0]] ^ bits[pairs[:, 1]]).sum(axis=1, dtype=np.int64)
     return pairs, distances
+
+
+def _same_colours(contents: UInt8, pairs: Int64) -> npt.NDArray[np.bool_]:
+    """Whether the colours in place of each pair of contents agree, bool[m]; of flat pictures, their one colour."""
+    found = [np.zeros(0, dtype=np.bool_)]
+    for start in range(0, len(pairs), _BLOCK):
+        first, second = (contents[pairs[start : start + _BLOCK, side]] for side in (0, 1))
+        one, other = (_centred(some.reshape(len(some), -1)) for some in (first, second))
+        difference = np.abs(first.astype(np.int16) - second).mean(axis=(1, 2, 3))
+        found.append((np.einsum("ij,ij->i", one, other) >= HASH_COLOURS) | (difference <= 2.0))
+    return np.concatenate(found)
 
 
 def _vectors(contents: UInt8) -> Float32:
@@ -174,6 +179,8 @@ def _centred(rows: npt.NDArray[np.generic]) -> Float32:
 
 def _clusters(vectors: Float32, log_aspect: Float64) -> Int64:
     """Pairs (first of its cluster, row) of clusters by average linkage; contents of other proportions are unlike."""
+    from sklearn.cluster import AgglomerativeClustering  # here, since workers that decode start without it
+
     n, limit = len(vectors), float(np.log(ASPECT_RATIO))
     found = [np.zeros((0, 2), dtype=np.int64)]
     for start in range(0, n, _BLOCK):
@@ -192,8 +199,9 @@ def _clusters(vectors: Float32, log_aspect: Float64) -> Int64:
         similarity[np.abs(log_aspect[rows][:, None] - log_aspect[rows][None]) > limit] -= 0.3
         distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)
         np.fill_diagonal(distance, 0)
-        tree = linkage(squareform(distance, checks=False), "average")
-        cluster = fcluster(tree, 1 - LEAST_SIMILARITY, "distance")
+        cluster = AgglomerativeClustering(
+            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - LEAST_SIMILARITY
+        ).fit_predict(distance)
         for one in np.unique(cluster):
             members = np.sort(rows[cluster == one])
             pairs.append(np.stack([np.full(len(members) - 1, members[0]), members[1:]], axis=1))
