@@ -18,7 +18,8 @@ class DataConfig:
     n_folds: Literal[3, 5, 10] = 5
     """Number of folds, stratified by tags."""
     groups: Path | None = None
-    """A .csv or .tsv whose first two columns are track and group; a group stays in one fold."""
+    """A .csv or .tsv whose first two columns are track and group, in place of the data's own groups.csv; it names
+    every track. A group stays in one fold."""
     fill_parents: bool = False
     """Training labels only: a tag that nearly always comes with another brings it along where it is missing."""
     seed: int = 0
@@ -167,7 +168,7 @@ class OptimConfig:
     swa: int = 0
     """Keep the mean of the weights after each of the last so many epochs; 0: no."""
     keep: Literal["best", "last"] = "last"
-    """best: the epoch with the best score on the held-out fold, which flatters that score a little."""
+    """best: the epoch with the best score on the held-out fold, which flatters that score; summary.json says so."""
 
 
 @dataclass(frozen=True)
