@@ -23,7 +23,7 @@ from kit_train.fabric import launch
 from kit_train.weights import load_weights
 from yandex_tagging import infer as inference
 from yandex_tagging import train as training
-from yandex_tagging.baseline import Logistic
+from yandex_tagging.baseline import Logistic, load_classic
 from yandex_tagging.blend import Blend
 from yandex_tagging.config import (
     PRESETS,
@@ -455,18 +455,24 @@ def test_logistic_regression_does_not_depend_on_the_number_of_threads() -> None:
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
-def test_logistic_regression_is_at_its_minimum() -> None:
-    """As scikit-learn's, tag by tag."""
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_logistic_regression_is_at_its_minimum(unit_norm: bool, tmp_path: Path) -> None:
+    """As scikit-learn's, tag by tag; read back, it answers the same."""
     from sklearn.linear_model import LogisticRegression
 
     generator = np.random.default_rng(1)
     features = (generator.normal(size=(300, 30)) @ generator.normal(size=(30, 30))).astype(np.float32)
     tags = features[:, :4] + 3 * generator.normal(size=(300, 4)) > np.array([0, 3, 6, 9])
-    found = Logistic.fit(features, tags, C=0.2).logits(features)
+    model = Logistic.fit(features, tags, C=3.0 if unit_norm else 0.2, unit_norm=unit_norm)
+    found = model.logits(features)
     scaled = (features - features.mean(0)) / features.std(0)
+    if unit_norm:
+        scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
     for tag in range(4):
-        expected = LogisticRegression(C=0.2, tol=1e-10, max_iter=5000).fit(scaled, tags[:, tag])
+        expected = LogisticRegression(C=3.0 if unit_norm else 0.2, tol=1e-10, max_iter=5000).fit(scaled, tags[:, tag])
         np.testing.assert_allclose(found[:, tag], expected.decision_function(scaled), atol=2e-3)
+    model.save(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(load_classic(tmp_path / "model.safetensors").logits(features), found)
 
 
 def test_training_needs_tags(tracks: Tracks, tmp_path: Path) -> None:

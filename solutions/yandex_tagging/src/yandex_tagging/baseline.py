@@ -187,19 +187,20 @@ class Neighbours:
 class Logistic:
     """One logistic regression for each tag on standardised features, all fitted at once."""
 
-    def __init__(self, scaling: Scaling, weight: np.ndarray, bias: np.ndarray) -> None:
-        self._scaling, self._weight, self._bias = scaling, weight, bias
+    def __init__(self, scaling: Scaling, weight: np.ndarray, bias: np.ndarray, *, unit_norm: bool = False) -> None:
+        self._scaling, self._weight, self._bias, self._unit_norm = scaling, weight, bias, unit_norm
 
     @classmethod
-    def fit(cls, features: np.ndarray, tags: np.ndarray, *, C: float) -> Self:
+    def fit(cls, features: np.ndarray, tags: np.ndarray, *, C: float, unit_norm: bool = False) -> Self:
         """Minimise the summed cross-entropy + |w|² / 2C of each tag by L-BFGS, as scikit-learn's regression does.
 
         The minimum is unique. Double precision and a small gradient bring every run so near to it that rounding, which
         depends on the number of threads, changes nothing that counts. A change of variables by the eigenvectors of
-        XᵀX, scaled to the curvature at the start, makes that a matter of tens of iterations.
+        XᵀX, scaled to the curvature at the start, makes that a matter of tens of iterations. With `unit_norm` the
+        standardised features of each track are scaled to length 1.
         """
         scaling = Scaling.of(features)
-        x = torch.from_numpy(scaling(features).astype(np.float64))
+        x = torch.from_numpy(_standardised(scaling, features, unit_norm).astype(np.float64))
         y = torch.from_numpy(tags.astype(np.float64))
         prior = y.mean(0).clamp(1e-4, 1 - 1e-4)
         squares, vectors = torch.linalg.eigh(x.T @ x)
@@ -230,11 +231,12 @@ class Logistic:
 
         solver.step(loss)
         found = (vectors @ (scale * weight.detach())).float().numpy()
-        return cls(scaling, found, (bias_scale * bias.detach()).float().numpy())
+        return cls(scaling, found, (bias_scale * bias.detach()).float().numpy(), unit_norm=unit_norm)
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return float32 [n, k]."""
-        return np.asarray(self._scaling(features) @ self._weight + self._bias, np.float32)
+        x = _standardised(self._scaling, features, self._unit_norm)
+        return np.asarray(x @ self._weight + self._bias, np.float32)
 
     def save(self, path: Path) -> None:
         """Write the weights."""
@@ -244,13 +246,16 @@ class Logistic:
             "mean": self._scaling.mean,
             "deviation": self._scaling.deviation,
         }
-        save_weights(path, {name: torch.from_numpy(a) for name, a in tensors.items()}, {"kind": "logistic"})
+        header = {"kind": "logistic", "unit_norm": self._unit_norm}
+        save_weights(path, {name: torch.from_numpy(a) for name, a in tensors.items()}, header)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], header: dict) -> Self:
         """Build it from what `save` wrote."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return cls(Scaling(arrays["mean"], arrays["deviation"]), arrays["weight"], arrays["bias"])
+        unit_norm = bool(header.get("unit_norm", False))  # older files do not say: they had none
+        scaling = Scaling(arrays["mean"], arrays["deviation"])
+        return cls(scaling, arrays["weight"], arrays["bias"], unit_norm=unit_norm)
 
 
 KINDS: dict[str, type[Boosting] | type[Neighbours] | type[Logistic]] = {
@@ -268,6 +273,11 @@ def load_classic(path: Path) -> Classic:
     """
     tensors, header = load_weights(path)
     return KINDS[header["kind"]].from_tensors(tensors, header)
+
+
+def _standardised(scaling: Scaling, features: np.ndarray, unit_norm: bool) -> np.ndarray:
+    scaled = scaling(features)
+    return _normalised(scaled) if unit_norm else scaled
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:

@@ -41,6 +41,8 @@ class ClassicConfig:
     """Of `knn`."""
     C: float = 0.1
     """Inverse regularisation of `logistic`, on standardised features."""
+    unit_norm: bool = False
+    """Scale the standardised features of each track to length 1, for `logistic`; `knn` always does."""
     workers: int = 0
     """Processes over tags; 0: as many as there are cores."""
 

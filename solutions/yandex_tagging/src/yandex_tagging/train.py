@@ -286,7 +286,7 @@ def _fit_classic(config: Config, features: np.ndarray, tags: np.ndarray, run: Ru
     elif config.model == "knn":
         model = Neighbours.fit(features, tags, k=settings.neighbours)
     else:
-        model = Logistic.fit(features, tags, C=settings.C)
+        model = Logistic.fit(features, tags, C=settings.C, unit_norm=settings.unit_norm)
     model.save(path)
     return model
 
