@@ -433,6 +433,20 @@ def test_a_choice_on_the_scored_fold_is_told(tracks: Tracks, tmp_path: Path) -> 
     assert not training.selects_on_scored_fold(config_of(model="knn", optim=best))
 
 
+def test_one_deviation_for_all_dimensions(tracks: Tracks, tmp_path: Path) -> None:
+    """From the frames of the fitted tracks alone; the mean of each dimension is its own with either setting."""
+    data, optim = DataConfig(n_folds=3, fold=0), dataclasses.replace(OPTIM, epochs=1)
+    folds, _ = training.assign_folds(tracks, data)
+    frames = np.concatenate([tracks.pack.item(i) for i in np.flatnonzero(folds != 0)])
+    for common in (False, True):
+        network = dataclasses.replace(NETWORK, common_scale=common)
+        fit(config_of(data=data, optim=optim, network=network), tracks, tmp_path / str(common))
+        weights, _ = load_weights(tmp_path / str(common) / "checkpoints" / "fold0-copy0.safetensors")
+        np.testing.assert_allclose(weights["mean"], frames.mean(0), atol=1e-5)
+        expected = np.full(DIM, np.sqrt(frames.var(0).mean())) if common else frames.std(0)
+        np.testing.assert_allclose(weights["deviation"], expected, rtol=1e-4)
+
+
 def test_presets_for_small_data_choose_nothing_on_the_scored_fold() -> None:
     for name in preset_names(PRESETS):
         chosen = training.selects_on_scored_fold(load_preset(Config, PRESETS, name))

@@ -55,6 +55,8 @@ class NetworkConfig:
     """none: the frames as the input layer leaves them."""
     standardise: bool = True
     """Scale each input dimension to mean 0 and deviation 1 of the fitted tracks' frames."""
+    common_scale: bool = False
+    """With `standardise`: divide all dimensions by one deviation, so that those of small variance stay small."""
     input_norm: bool = False
     """LayerNorm of each frame before the input layer."""
     input: Literal["linear", "mlp", "identity"] = "linear"

@@ -321,7 +321,8 @@ def fit_network(
     net = TagNet(config.network, pack.dim, tracks.n_tags, find_parents(tags))
     mean, deviation = frame_statistics(pack, lesson.rows)
     if config.network.standardise:
-        net.standardise_by(mean, deviation)
+        common = np.full_like(deviation, np.sqrt(np.square(deviation).mean()))
+        net.standardise_by(mean, common if config.network.common_scale else deviation)
     noise_scale = torch.from_numpy(deviation * config.augment.noise).to(fabric.device)
     fastest = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimizer]
     optimizer = fastest(_decayed_groups(net, optim.weight_decay), lr=optim.learning_rate)
