@@ -3,8 +3,8 @@ import json
 from kit_core.comparison import Comparison
 
 COMPARISON = Comparison(
-    metric="macro_f1", a="runs/a", b="runs/b", score_a=0.7143, score_b=0.66, difference=0.0543, interval=(-0.0331, 0.077),
-    n=1272, group_by="groups.csv", n_groups=955,
+    metric="macro_f1", a="runs/a", b="runs/b", score_a=0.7143, score_b=0.66, difference=0.0543,
+    interval=(-0.0331, 0.077), n=1272, group_by="groups.csv", n_groups=955,
 )  # fmt: skip
 
 

@@ -78,7 +78,9 @@ def test_a_repetition_takes_settings_and_flags_from_the_earlier_run(
     assert "repeats" not in RunFolder.open(tmp_path / "two" / "member").manifest
 
 
-@pytest.mark.parametrize("flags", [["--data", "data", "--data.groups", "g.csv"], ["--data=data", "--data.groups=g.csv"]])
+@pytest.mark.parametrize(
+    "flags", [["--data", "data", "--data.groups", "g.csv"], ["--data=data", "--data.groups=g.csv"]]
+)
 def test_relative_paths_begin_where_the_earlier_run_began(
     main: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:

@@ -112,7 +112,7 @@ def test_the_manifest(tmp_path: Path) -> None:
     assert manifest["seed"] == 5
     assert manifest["data"] == {"train": "00ff"}
     assert manifest["argv"] == sys.argv
-    assert manifest["cwd"] == os.getcwd()
+    assert manifest["cwd"] == str(Path.cwd())
     assert manifest["threads"]["cores"] == len(os.sched_getaffinity(0))
     assert manifest["packages"]["kit-core"]
     assert set(manifest) >= {"git", "host", "device", "platform", "python", "started"}

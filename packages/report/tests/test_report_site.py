@@ -82,8 +82,9 @@ class Page(HTMLParser):
 
 def row(preset: str, data: str = "mini", score: float = 0.5, **changes: Any) -> str:
     values = {
-        "preset": preset, "data": data, "folds": "5 by group", "metric": "tau", "score": score, "low": score - 0.05,
-        "high": score + 0.05, "n": 12, "seconds": 1.5, "parameters": 1000, "revision": "abc1234", "remarks": "",
+        "preset": preset, "data": data, "folds": "5 by group", "group_by": "group", "metric": "tau", "score": score,
+        "low": score - 0.05, "high": score + 0.05, "n": 12, "seconds": 1.5, "threads": 1, "parameters": 1000,
+        "revision": "abc1234", "remarks": "",
     } | changes  # fmt: skip
     return ",".join(str(values[column]) for column in COLUMNS)
 
@@ -188,7 +189,7 @@ def test_groups_hold_one_data_set_one_split_and_one_metric() -> None:
     assert {name: about.kind(name) for name in kinds} == kinds
 
     def made(data: str, folds: str, metric: str, score: float) -> Measurement:
-        return Measurement("p", data, folds, metric, score, score, score, 1, 0.0, 0, "", "")
+        return Measurement("p", data, folds, "group", metric, score, score, score, 1, 0.0, 1, 0, "", "")
 
     measured = [
         made("sample", "5", "tau", 1),
@@ -209,6 +210,18 @@ def test_groups_hold_one_data_set_one_split_and_one_metric() -> None:
     for group in groups:
         for one in group.rows:
             assert 0 < one.low <= one.middle <= one.low + one.width < 100
+
+
+def test_a_score_whose_epoch_was_chosen_on_its_fold_is_marked(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_report(root, out)
+    page = out / "one" / "index.html"
+    assert 'class="selected"' not in read(page)
+    results = root / "solutions" / "one" / "RESULTS.csv"
+    results.write_text(read(results) + row("low", score=0.5, remarks="--x 1; selected on the scored fold") + "\n")
+    write_report(root, out)
+    assert read(page).count('class="selected"') == 1
+    assert "The epoch was chosen on the fold that the score is of" in read(page)
 
 
 def test_text_of_strangers_is_escaped_on_every_page(root: Path, tmp_path: Path) -> None:

@@ -46,8 +46,27 @@ def test_from_sample_to_score(sample: Path, tmp_path: Path, capsys: pytest.Captu
     told = capsys.readouterr().err
     assert "data, settings, seed" in told
     assert "the same to the last bit" in told
+    assert "groups: " in told
+    softmax, majority = str(tmp_path / "softmax"), str(tmp_path / "majority")
+    assert main(["compare", softmax, majority, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    summaries = [json.loads((Path(path) / "summary.json").read_text()) for path in (softmax, majority)]
+    assert found["difference"] == pytest.approx(summaries[0]["score"] - summaries[1]["score"])
+    assert 0 < found["interval"][0] < found["difference"] < found["interval"][1]
+    assert found["n_groups"] == summaries[0]["n_groups"] > summaries[0]["largest_group"] > 1
+    files = [str(tmp_path / f"{name}.csv") for name in ("softmax", "softmax")]
+    assert main(["compare", *files, "--truth", str(sample / "test_truth.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["interval"] == [0, 0]
     assert main(["predict", *["0.5"] * 8, "--run", str(tmp_path / "again")]) == 0
     assert "probability" in capsys.readouterr().out
+
+
+def test_runs_on_other_rows_are_not_compared(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, fold in (("all", "all"), ("one", "0")):
+        run = str(tmp_path / name)
+        assert main(["train", "majority", "--data", str(sample), "--run", run, "--data.fold", fold]) == 0
+    assert main(["compare", str(tmp_path / "all"), str(tmp_path / "one")]) == 3
+    assert "expected two runs that scored the same rows" in capsys.readouterr().err
 
 
 def test_every_preset_can_be_built() -> None:

@@ -311,7 +311,7 @@ def _environment() -> dict[str, Any]:
     return {
         "started": _now(),
         "argv": sys.argv,
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "git": _git_state(Path(__file__)),
         "host": socket.gethostname(),
         "platform": platform.platform(),

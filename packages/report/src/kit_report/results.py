@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COLUMNS = (
-    "preset", "data", "folds", "metric", "score", "low", "high", "n", "seconds", "parameters", "revision", "remarks",
+    "preset", "data", "folds", "group_by", "metric", "score", "low", "high", "n", "seconds", "threads", "parameters",
+    "revision", "remarks",
 )  # fmt: skip
+SELECTED = "selected on the scored fold"  # in the remarks
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,22 @@ class Measurement:
     preset: str
     data: str
     folds: str
+    group_by: str
     metric: str
     score: float
     low: float
     high: float
     n: int
     seconds: float
+    threads: int
     parameters: int
     revision: str
     remarks: str
+
+    @property
+    def selected_on_scored_fold(self) -> bool:
+        """Whether the epoch was chosen on the fold that the score is of, as some published recipes do."""
+        return SELECTED in self.remarks
 
 
 def read_results(path: Path, warnings: list[str]) -> list[Measurement]:
@@ -56,7 +65,6 @@ def _measurement(row: dict[str, str]) -> Measurement:
     score, low, high, seconds = (float(row[key]) for key in ("score", "low", "high", "seconds"))
     if not all(map(math.isfinite, (score, low, high, seconds))) or not low <= score <= high:
         raise ValueError(f"found score {score}, interval {low} to {high}, seconds {seconds}")
-    texts = {key: row[key].strip() for key in ("preset", "data", "folds", "metric", "revision", "remarks")}
-    return Measurement(
-        **texts, score=score, low=low, high=high, seconds=seconds, n=int(row["n"]), parameters=int(row["parameters"])
-    )
+    texts = {key: row[key].strip() for key in ("preset", "data", "folds", "group_by", "metric", "revision", "remarks")}
+    counts = {key: int(row[key]) for key in ("n", "threads", "parameters")}
+    return Measurement(**texts, **counts, score=score, low=low, high=high, seconds=seconds)

@@ -63,7 +63,7 @@ def infer(run: Runs, data: Path, out: Path, split: official.Split = "test") -> N
 
 
 def check(submission: Path, data: Path, split: official.Split = "test") -> None:
-    """Would the judge take this submission? Every row exactly once, with a known kind of label."""
+    """Validate the submission format: every row exactly once, with a label of the right kind."""
     rows = official.load(data, split)
     official.check_submission(submission, rows.ids)
     print(f"{submission}: valid, {len(rows.ids)} rows of the {split} split")
@@ -77,6 +77,13 @@ def evaluate(submission: Path, truth: Path, json_: Json = False) -> None:
     print(json.dumps(report) if json_ else report_text(report))
 
 
+def compare(a: Positional[Path], b: Positional[Path], truth: Path | None = None, json_: Json = False) -> None:
+    """Compare two runs out of fold, or two submissions given --truth: the difference A - B with its interval."""
+    from new_solution.compare import compare as compare_predictions
+
+    print(compare_predictions(a, b, truth).render(as_json=json_))
+
+
 def predict(numbers: Positional[tuple[float, ...]], run: Runs) -> None:
     """Print the likeliest labels of one row of numbers."""
     from new_solution.predict import predict_text
@@ -88,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     verbs: dict[str, Callable[..., None]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict,
+        "evaluate": evaluate, "compare": compare, "predict": predict,
     }  # fmt: skip
     return cli.run("new-solution", verbs, (Config, PRESETS), argv)
 

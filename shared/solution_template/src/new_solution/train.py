@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kit_core.atomic import atomic_path
-from kit_core.console import progress, render_table
+from kit_core.console import progress, render_table, say
 from kit_core.run import RunFolder
 from kit_metrics import bootstrap_macro_f1, macro_f1
-from kit_splits.folds import group_folds
+from kit_splits.folds import count_groups, group_folds
 from new_solution.baseline import fit_majority
+from new_solution.compare import OOF
 from new_solution.config import Config, SoftmaxConfig
 from new_solution.data import Rows
 from new_solution.infer import scores_of
@@ -28,6 +29,8 @@ def train(config: Config, rows: Rows, run: RunFolder) -> dict[str, Any]:
     started = time.monotonic()
     # 1. Folds: groups stay whole.
     folds = group_folds(rows.groups, config.data.folds, seed=config.seed)
+    counts = count_groups(rows.groups, "group")
+    say(str(counts))
     left_out = range(config.data.folds) if config.data.fold == "all" else [config.data.fold]
 
     # 2. One model for each fold; its answers to the rows that it has not seen.
@@ -47,6 +50,8 @@ def train(config: Config, rows: Rows, run: RunFolder) -> dict[str, Any]:
     # 3. Score of the rows that were left out, with an interval over groups.
     scored = predicted >= 0
     true, groups = rows.labels[scored], np.array(rows.groups)[scored]
+    with atomic_path(run.file(OOF)) as temporary, temporary.open("wb") as file:
+        np.savez(file, ids=np.array(rows.ids)[scored], groups=groups, labels=true, predicted=predicted[scored])
     summary = {
         "metric": "macro_f1",
         "score": macro_f1(true, predicted[scored], rows.n_labels),
@@ -54,6 +59,7 @@ def train(config: Config, rows: Rows, run: RunFolder) -> dict[str, Any]:
         "n": int(scored.sum()),
         "parameters": parameters,
         "seconds": round(time.monotonic() - started, 1),
+        **vars(counts),
     }
     run.finish(summary)
     return summary
