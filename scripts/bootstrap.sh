@@ -84,6 +84,11 @@ sync() { sh scripts/poetry.sh --no-interaction sync --all-groups >&2; }
 # One second try: of the several gigabytes a single broken download is the likeliest failure, and what has arrived is kept.
 sync || { say "trying once more"; sync; } || fail "poetry sync failed; its message is above. Running this again goes on where it stopped."
 
+# Bytecode once and for all: without it every process compiles PyTorch again, ten seconds each, and where
+# PYTHONDONTWRITEBYTECODE is set no process would keep it. Files that packages carry for other Pythons do not compile.
+say "compiling bytecode (a minute)"
+.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+
 # LightGBM's wheel takes the OpenMP library from the system, and a bare machine may have none.
 .venv/bin/python -c 'import lightgbm' >/dev/null 2>&1 || {
     .venv/bin/python -c 'import lightgbm' 2>&1 | tail -n 1 >&2

@@ -1,10 +1,11 @@
 """The commands that documents and presets show are real: each target, verb, preset, flag and script exists."""
 
+import importlib
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def commands(repo_files: list[Path], repo_root: Path) -> list[Command]:
 
 
 @cache
-def help_of(program: str, *words: str) -> str:
+def help_of(module: str, *words: str) -> str:
     """Return what `PROGRAM WORDS --help` prints, or an empty text where it is refused."""
-    command = [Path(sys.executable).with_name(program), *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return done.stdout if done.returncode == 0 else ""
+    main = importlib.import_module(f"{module}.cli").main
+    with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()):
+        code = main([*words, "--help"])
+    return printed.getvalue() if code == 0 else ""
 
 
 def test_make_targets_exist(commands: list[Command], repo_root: Path) -> None:
@@ -77,7 +79,7 @@ def test_commands_of_a_solution_exist(solution: Any, commands: list[Command]) ->
             continue
         if path[0] == "train" and len(path) == 1 and "PRESET" in command.words:
             path.append(solution.presets[0])
-        explained = help_of(solution.project, *path) or help_of(solution.project, path[0])
+        explained = help_of(solution.module, *path) or help_of(solution.module, path[0])
         if not explained or (path[0] == "train" and len(path) > 1 and path[1] not in solution.presets):
             wrong.append(f"{command.place}: {' '.join(command.words)}")
             continue

@@ -120,6 +120,7 @@ def test_the_manifest(tmp_path: Path) -> None:
 
 
 def git_state(path: Path) -> Any:
+    kit_core.run._git_state.cache_clear()
     with begin(path) as run:
         return run.manifest["git"]
 
@@ -151,8 +152,8 @@ def test_the_manifest_names_revision_and_dirtiness(tmp_path: Path, monkeypatch: 
 
 def test_the_manifest_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with begin(tmp_path / "run") as run:
-        assert run.manifest["git"] is None
+    assert git_state(tmp_path / "run") is None
+    kit_core.run._git_state.cache_clear()  # None is not the state of the other tests
 
 
 def test_numbers_of_numpy_can_be_logged(tmp_path: Path) -> None:

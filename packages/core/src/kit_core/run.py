@@ -17,6 +17,7 @@ import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -327,6 +328,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@cache  # of the code that this process has loaded; an ensemble makes several run folders
 def _git_state(source: Path) -> dict[str, object] | None:
     """Return revision and dirtiness of the repository that tracks `source`; None outside one or without git."""
     # A hook's GIT_DIR would point git at another repository.
