@@ -88,6 +88,36 @@ def test_sup_ap_equals_slow_loops() -> None:
     assert float(found) == pytest.approx(1 - sum(per_query) / len(per_query), abs=1e-9)
 
 
+def test_roadmap_weighs_sup_ap_against_a_contrastive_loss_with_two_margins() -> None:
+    embeddings, labels = _batch()
+    z = functional.normalize(embeddings, dim=1)
+    pulls, pushes = [], []
+    for i in range(len(z)):
+        for j in range(len(z)):
+            s = float(z[i] @ z[j])
+            if i != j and labels[i] == labels[j] and s < 0.7:
+                pulls.append(0.7 - s)
+            if labels[i] != labels[j] and s > 0.2:
+                pushes.append(s - 0.2)
+    assert pulls
+    assert pushes
+    calibration = sum(pulls) / len(pulls) + sum(pushes) / len(pushes)
+    settings = {"temperature": 0.05, "slope": 20.0, "offset": 1.3, "delta": 0.1}
+    expected = 0.75 * float(sup_ap(embeddings, labels, **settings)) + 0.25 * calibration
+    found = roadmap(embeddings, labels, share=0.25, positive_margin=0.7, negative_margin=0.2, **settings)
+    assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", [smooth_ap, sup_ap, roadmap])
+def test_autocast_changes_nothing(loss: Callable[..., Tensor]) -> None:
+    embeddings, labels = _batch()
+    plain = loss(embeddings.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = loss(embeddings.float(), labels)
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(plain, under_autocast)
+
+
 @pytest.mark.parametrize("loss", [smooth_ap, sup_ap, roadmap])
 def test_pieces_change_nothing(loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = _batch()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kit_metrics import bootstrap_paired_ratio, bootstrap_ratio
+from kit_metrics import bootstrap_interval, bootstrap_paired_ratio, bootstrap_ratio
 
 
 def clusters(seed, groups=80):
@@ -19,24 +19,83 @@ def clusters(seed, groups=80):
     return denominator * (effect + generator.normal(0, 0.02, len(labels))), denominator, labels
 
 
-def test_interval_equals_scipy_over_group_sums():
-    numerator, denominator, labels = clusters(0)
+def scipy_resamples(numerators, denominator, labels, statistic, n=20_000):
     sums = [
-        np.array([column[labels == label].sum() for label in np.unique(labels)]) for column in (numerator, denominator)
+        np.array([column[labels == label].sum() for label in np.unique(labels)])
+        for column in (*numerators, denominator)
     ]
-    reference = stats.bootstrap(
+    return stats.bootstrap(
         sums,
-        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        lambda *columns, axis: statistic(*(column.sum(axis=axis) for column in columns)),
         paired=True,
         vectorized=True,
-        n_resamples=20_000,
+        n_resamples=n,
         method="percentile",
         rng=np.random.default_rng(1),
-    ).confidence_interval
-    low, high = bootstrap_ratio(numerator, denominator, labels, n=20_000)
-    width = reference.high - reference.low
-    assert low == pytest.approx(reference.low, abs=0.03 * width)
-    assert high == pytest.approx(reference.high, abs=0.03 * width)
+    ).bootstrap_distribution
+
+
+@pytest.mark.parametrize("groups", [80, 12])
+def test_interval_equals_scipy_over_group_sums(groups, slow_interval):
+    numerator, denominator, labels = clusters(0, groups)
+    resampled = scipy_resamples([numerator], denominator, labels, lambda a, b: a / b)
+    expected = slow_interval(resampled, numerator.sum() / denominator.sum(), labels, weights=denominator)
+    found = bootstrap_ratio(numerator, denominator, labels, n=20_000)
+    assert found == pytest.approx(tuple(expected), abs=0.02 * (expected[1] - expected[0]))
+
+
+@pytest.mark.parametrize("groups", [80, 12])
+def test_paired_interval_equals_scipy_over_group_sums(groups, slow_interval):
+    numerator, denominator, labels = clusters(0, groups)
+    other = numerator * np.random.default_rng(1).uniform(0.5, 1.2, len(labels))
+    resampled = scipy_resamples([numerator, other], denominator, labels, lambda a, b, n: a / n - b / n)
+    gap = (numerator.sum() - other.sum()) / denominator.sum()
+    expected = slow_interval(resampled, gap, labels, weights=denominator)
+    found = bootstrap_paired_ratio(numerator, other, denominator, labels, n=20_000)
+    assert found[0] == pytest.approx(gap)
+    assert found[1:] == pytest.approx(tuple(expected), abs=0.02 * (expected[1] - expected[0]))
+
+
+def test_resamples_are_recentred_and_the_score_is_always_held():
+    moved = np.random.default_rng(0).normal(5, 1, 4000)  # all of them far above the score
+    low, high = bootstrap_interval(moved, 0.0, groups=1e6)
+    assert (low, high) == pytest.approx((-1.96, 1.96), abs=0.1)
+    assert bootstrap_interval(moved, 0.5, groups=50, limits=(0, 1)) == (0, 1)
+    assert bootstrap_interval([0.2, 0.2, np.nan], 0.7, groups=50) == (0.7, 0.7)
+    skewed = np.array([0.0] * 999 + [1e4])  # the mean lies outside of the percentiles
+    low, high = bootstrap_interval(skewed, 0.0, groups=50)
+    assert low < 0.0 == high
+
+
+def test_few_groups_widen_the_interval_by_students_t():
+    resampled = np.random.default_rng(0).normal(size=4000)
+    wide, narrow = (bootstrap_interval(resampled, 0.0, groups)[1] for groups in (6, 1e6))
+    assert wide / narrow == pytest.approx(np.sqrt(6 / 5) * stats.t.ppf(0.975, 5) / 1.96, rel=0.01)
+    of_labels = bootstrap_interval(resampled, 0.0, 1e6, [1, 2, 5, 11])[1]  # one group counts as two
+    assert of_labels / narrow == pytest.approx(np.sqrt((2 + 2 + 5 / 4 + 11 / 10) / 4), rel=0.01)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_a_share_has_an_interval_of_shares_that_holds_it(seed, groups):
+    generator = np.random.default_rng(seed)
+    right, labels = generator.random(8) < generator.random(), generator.integers(groups, size=8)
+    low, high = bootstrap_ratio(right, np.ones(8), labels, n=30)
+    assert 0 <= low <= right.mean() <= high <= 1
+    other = generator.random(8) < 0.5
+    difference, low, high = bootstrap_paired_ratio(right, other, np.ones(8), labels, n=30)
+    assert -1 <= low <= difference <= high <= 1
+    assert bootstrap_paired_ratio(right, right, np.ones(8), labels, n=30) == (0, 0, 0)
+
+
+def test_limits_are_those_of_the_rows_or_the_given_ones():
+    values, names = np.array([0.01, 0.0, 0.02, 1.9]), np.arange(4)
+    low, high = bootstrap_ratio(values, np.ones(4), names)
+    assert low == 0
+    assert high > values.mean()
+    assert bootstrap_ratio(values - 1, np.ones(4), names)[0] < -1
+    turned = bootstrap_ratio(values, np.ones(4), names, transform=lambda ratio: 1 - 4 * ratio)
+    assert turned == pytest.approx((1 - 4 * high, 1))
+    assert bootstrap_ratio(values, np.ones(4), names, limits=(0.4, 0.5)) == (0.4, 0.5)
 
 
 def test_mean_of_independent_rows_has_the_normal_interval():
@@ -140,6 +199,10 @@ def test_misuse_is_refused(arguments, options, words):
         bootstrap_ratio(*arguments, **options)
     with pytest.raises(ValueError, match=words):
         bootstrap_paired_ratio(arguments[0], *arguments, **options)
+
+
+def test_a_perfect_share_has_no_width():
+    assert bootstrap_ratio(np.ones(30), np.ones(30), np.arange(30) // 2) == (1, 1)
 
 
 def test_only_empty_resamples_are_refused():

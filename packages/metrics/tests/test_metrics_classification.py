@@ -67,17 +67,55 @@ def test_the_interval_covers_the_score_and_narrows_with_rows():
     assert (many_high - many_low) == pytest.approx((high - low) / 4, rel=0.35)
 
 
-def test_the_interval_equals_a_slow_bootstrap_by_group():
+@pytest.mark.parametrize("n_labels", [5, 8])
+def test_the_interval_equals_a_slow_bootstrap_by_group(n_labels, slow_interval):
     true, predicted = noisy(1, n=60)
+    _, other = noisy(4, n=60)
+    predicted[::9] = n_labels - 1  # with 8 labels one that the truth lacks; two are in neither
     groups = np.random.default_rng(2).integers(0, 15, 60)
     names, generator, scores = np.unique(groups), np.random.default_rng(0), []
     for _ in range(200):
         drawn = names[generator.integers(len(names), size=len(names))]
         rows = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
         present = np.unique(true[rows])
-        scores.append(f1_per_label(confusion_matrix(true[rows], predicted[rows], 5))[present].mean())
-    expected = np.quantile(scores, [0.025, 0.975])
-    assert bootstrap_macro_f1(true, predicted, 5, groups, n=200) == pytest.approx(tuple(expected))
+        f1 = [f1_per_label(confusion_matrix(true[rows], given[rows], n_labels)) for given in (predicted, other)]
+        scores.append([each[present].mean() * 5 / n_labels for each in f1])
+    a, b = np.transpose(scores)
+    score_a, score_b = (slow_macro_f1(true, given, n_labels) for given in (predicted, other))
+    members = [true == label for label in range(5)]
+    expected = slow_interval(a, score_a, groups, members)
+    assert bootstrap_macro_f1(true, predicted, n_labels, groups, n=200) == pytest.approx(tuple(expected), rel=1e-3)
+    expected = slow_interval(a - b, score_a - score_b, groups, members)
+    found = bootstrap_paired_macro_f1(true, predicted, other, n_labels, groups, n=200)
+    assert found == pytest.approx((score_a - score_b, *expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("n_labels", [2, 4, 20])
+@given(rows=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=30))
+def test_the_interval_holds_the_score_whatever_labels_are_absent(n_labels, rows):
+    true, predicted, groups = (np.array(column) for column in zip(*rows, strict=True))
+    predicted = np.where(predicted == 1, true, n_labels - 1)  # absent from the truth, predicted; others are in neither
+    low, high = bootstrap_macro_f1(true, predicted, n_labels, groups, n=20)
+    assert 0 <= low <= macro_f1(true, predicted, n_labels) <= high <= 1
+    difference, low, high = bootstrap_paired_macro_f1(true, predicted, true, n_labels, groups, n=20)
+    assert -1 <= low <= difference <= high <= 1
+    report = two_level_report(true, predicted, np.arange(n_labels) // 2, groups, bootstrap=20)
+    assert report["macro_f1_interval"][0] <= report["macro_f1"] <= report["macro_f1_interval"][1]
+    assert bootstrap_paired_macro_f1(true, predicted, predicted, n_labels, groups, n=20) == (0, 0, 0)
+
+
+def test_absent_labels_scale_the_interval_as_they_scale_the_score():
+    true, predicted = noisy(5)
+    low, high = bootstrap_macro_f1(true, predicted, 5)
+    assert bootstrap_macro_f1(true, predicted, 35) == pytest.approx((low / 7, high / 7))
+
+
+def test_the_order_of_rows_has_no_effect():
+    true, predicted = noisy(6, n=80)
+    groups = np.arange(80) % 13
+    order = np.random.default_rng(0).permutation(80)
+    shuffled = bootstrap_macro_f1(true[order], predicted[order], 5, groups[order], n=50)
+    assert shuffled == pytest.approx(bootstrap_macro_f1(true, predicted, 5, groups, n=50))
 
 
 def test_a_rare_label_that_resamples_lack_does_not_pull_the_interval_down():

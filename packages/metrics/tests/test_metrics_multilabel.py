@@ -80,24 +80,22 @@ def slow_bootstrap(truth: Any, scores: Any, groups: Any, n: int, seed: int) -> A
     return np.array(results)
 
 
-def interval_of(resampled: Any, score: float) -> Any:
-    return np.quantile(resampled, [0.025, 0.975]) - (resampled.mean() - score)
-
-
 @pytest.mark.parametrize("n_groups", [60, 9])
 @pytest.mark.parametrize("decimals", [1, 8])
-def test_the_bootstrap_equals_rows_really_repeated(n_groups, decimals):
+def test_the_bootstrap_equals_rows_really_repeated(n_groups, decimals, slow_interval):
     truth, scores = case(2, decimals=decimals)
     groups = np.random.default_rng(3).permutation(np.arange(60) % n_groups)
     expected = slow_bootstrap(truth, scores, groups, 40, 5)
     found = bootstrap_macro_average_precision(truth, scores, groups, n=40, seed=5)
-    np.testing.assert_allclose(found, interval_of(expected, peer(truth, scores)), rtol=1e-6)
+    members = [truth[:, tag] for tag in np.flatnonzero(truth.any(axis=0))]
+    interval = slow_interval(expected, peer(truth, scores), groups, members)
+    np.testing.assert_allclose(found, np.clip(interval, 0, len(members) / truth.shape[1]), rtol=1e-3)
 
     _, other = case(4, decimals=decimals)
     difference = expected - slow_bootstrap(truth, other, groups, 40, 5)
     gap = peer(truth, scores) - peer(truth, other)
     paired = bootstrap_paired_macro_average_precision(truth, scores, other, groups, n=40, seed=5)
-    np.testing.assert_allclose(paired, [gap, *interval_of(difference, gap)], rtol=1e-6)
+    np.testing.assert_allclose(paired, [gap, *slow_interval(difference, gap, groups, members)], rtol=1e-3)
 
 
 def test_without_groups_every_row_is_its_own():
@@ -116,6 +114,31 @@ def test_an_empty_tag_moves_the_interval_as_it_moves_the_score():
 def test_a_model_beside_itself_differs_by_nothing():
     truth, scores = case(8)
     assert bootstrap_paired_macro_average_precision(truth, scores, 2 * scores, n=20) == (0.0, 0.0, 0.0)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_the_interval_holds_the_score_and_stays_inside_of_0_and_1(seed):
+    generator = np.random.default_rng(seed)
+    truth, scores = case(seed, n=12)
+    truth[0, 0] = True
+    groups = generator.integers(4, size=12)
+    low, high = bootstrap_macro_average_precision(truth, scores, groups, n=20)
+    assert 0 <= low <= macro_average_precision(truth, scores) <= high <= 1
+    difference, low, high = bootstrap_paired_macro_average_precision(truth, scores, -scores, groups, n=20)
+    assert -1 <= low <= difference <= high <= 1
+    order = generator.permutation(12)
+    shuffled = bootstrap_paired_macro_average_precision(
+        truth[order], scores[order], -scores[order], groups[order], n=20
+    )
+    assert shuffled == pytest.approx((difference, low, high))
+
+
+def test_a_perfect_score_has_no_width():
+    truth, _ = case(10)
+    low, high = bootstrap_macro_average_precision(truth, truth, n=50, present_only=True)
+    assert low == pytest.approx(1)
+    assert high == 1
 
 
 def test_more_blocks_than_one_give_the_same_resamples(monkeypatch):

@@ -1,6 +1,12 @@
 """Competition metrics in vectorised NumPy with bootstrap intervals."""
 
-from kit_metrics.bootstrap import bootstrap_paired_ratio, bootstrap_ratio
+from kit_metrics.bootstrap import (
+    bootstrap_interval,
+    bootstrap_paired_ratio,
+    bootstrap_ratio,
+    effective_groups,
+    effective_groups_per_label,
+)
 from kit_metrics.classification import (
     bootstrap_macro_f1,
     bootstrap_paired_macro_f1,
@@ -27,6 +33,7 @@ from kit_metrics.retrieval import ndcg_per_query, ndcg_report, paired_ndcg
 __all__ = [
     "Orderings",
     "average_precision_per_tag",
+    "bootstrap_interval",
     "bootstrap_macro_average_precision",
     "bootstrap_macro_f1",
     "bootstrap_paired_macro_average_precision",
@@ -35,6 +42,8 @@ __all__ = [
     "bootstrap_ratio",
     "confusion_matrix",
     "count_inversions",
+    "effective_groups",
+    "effective_groups_per_label",
     "f1_per_label",
     "inversions_per_segment",
     "kendall_tau_pooled",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kit_metrics.bootstrap import percentile_interval
+from kit_metrics.bootstrap import bootstrap_interval, effective_groups, effective_groups_per_label
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,19 +52,20 @@ def bootstrap_macro_f1(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval (lo, hi) of macro F1 over `n` resamples of the groups; by default each row is a group.
+    """Interval (lo, hi) of macro F1 over `n` resamples of the groups; by default each row is a group.
 
-    A rare label may be absent from a resample; that resample's mean leaves it out, since a 0 would say that the model
-    fails on it and would pull the interval below the score.
+    The labels are those of the truth: one that it lacks counts as 0 in the score, and in every resample. A rare label
+    may be absent from a resample alone; that resample's mean leaves it out, since a 0 would say that the model fails on
+    it. The interval always holds the score.
 
     Raises:
         ValueError: as `confusion_matrix`, groups of another length, `n` below 1, `level` outside (0, 1).
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3, with groups as the unit.
+    Source: the rule of `kit_metrics.bootstrap.bootstrap_interval`, with groups as the unit.
     """
     rows, [columns], group = _aligned(true, [predicted], n_labels, groups)
     [scores] = _resampled_macro_f1(rows, [columns], group, n_labels, n, seed)
-    return percentile_interval(scores, level)
+    return _interval(scores, macro_f1(rows, columns, n_labels), rows, group, n_labels, 0.0, level)
 
 
 def bootstrap_paired_macro_f1(
@@ -78,7 +79,7 @@ def bootstrap_paired_macro_f1(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Difference a - b of two macro F1 on the same rows, with its percentile interval: (difference, lo, hi).
+    """Difference a - b of two macro F1 on the same rows, with its interval: (difference, lo, hi).
 
     Both sides see the same resamples, so that what they have in common cancels.
 
@@ -89,8 +90,9 @@ def bootstrap_paired_macro_f1(
     """
     rows, [a, b], group = _aligned(true, [predicted_a, predicted_b], n_labels, groups)
     scores_a, scores_b = _resampled_macro_f1(rows, [a, b], group, n_labels, n, seed)
-    low, high = percentile_interval(scores_a - scores_b, level)
-    return macro_f1(rows, a, n_labels) - macro_f1(rows, b, n_labels), low, high
+    difference = macro_f1(rows, a, n_labels) - macro_f1(rows, b, n_labels)
+    low, high = _interval(scores_a - scores_b, difference, rows, group, n_labels, -1.0, level)
+    return difference, low, high
 
 
 def two_level_report(
@@ -162,7 +164,10 @@ def _aligned(
 def _resampled_macro_f1(
     true: IntArray, predictions: list[IntArray], group: IntArray, n_labels: int, n: int, seed: int
 ) -> list[FloatArray]:
-    """Macro F1 of every prediction in the same `n` resamples of the groups, over the labels that each holds."""
+    """Macro F1 of every prediction in the same `n` resamples of the groups.
+
+    The mean runs over the labels that a resample holds; the share of labels without a true row counts as 0.
+    """
     if n < 1:
         raise ValueError(f"the number of resamples must be at least 1, found {n}")
     n_groups = int(group.max()) + 1
@@ -177,8 +182,24 @@ def _resampled_macro_f1(
 
     n_true = per_group(true)
     present = n_true > 0
+    share = len(np.unique(true)) / n_labels
     scores = []
     for predicted in predictions:
         f1 = _f1(per_group(true, true == predicted), n_true, per_group(predicted))
-        scores.append((f1 * present).sum(axis=1) / present.sum(axis=1))
+        scores.append((f1 * present).sum(axis=1) / present.sum(axis=1) * share)
     return scores
+
+
+def _interval(
+    resampled: FloatArray, score: float, true: IntArray, group: IntArray, n_labels: int, lowest: float, level: float
+) -> tuple[float, float]:
+    """The interval of macro F1 (`lowest` 0) or of a difference (-1), scaled to the share of labels in the truth."""
+    share = len(np.unique(true)) / n_labels
+    return bootstrap_interval(
+        resampled,
+        score,
+        effective_groups(np.bincount(group)),
+        effective_groups_per_label(true, group),
+        level=level,
+        limits=(lowest * share, share),
+    )

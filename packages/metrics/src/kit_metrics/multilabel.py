@@ -7,7 +7,7 @@ only the true rows need a rank: one sort of the bare scores of a tag and a binar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kit_metrics.bootstrap import percentile_interval
+from kit_metrics.bootstrap import bootstrap_interval, effective_groups, effective_groups_per_label
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -66,17 +66,18 @@ def bootstrap_macro_average_precision(
     """Interval (lo, hi) of macro average precision over `n` resamples of the groups [rows], by default of the rows.
 
     A tag whose true rows a resample happens to miss is left out of its mean. A resample repeats rows, and a true row
-    that is there twice makes its tag easier: resampled scores lie above the score. So the percentiles are moved by the
-    difference of the mean resample and the score.
+    that is there twice makes its tag easier: resampled scores lie above the score. So the rule moves the percentiles
+    by the difference of the mean resample and the score. The interval always holds the score.
 
     Raises:
         ValueError: as `macro_average_precision`, no true rows, groups of another length, `n` below 1, or `level`
             outside (0, 1).
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 10.6 and 13.3, groups as the unit.
+    Source: the rule of `kit_metrics.bootstrap.bootstrap_interval`, with groups as the unit.
     """
-    (resampled,), factor = _resampled(truth, [scores], groups, n, seed, present_only)
-    return _interval(resampled * factor, macro_average_precision(truth, scores, present_only=present_only), level)
+    (resampled,), share, counts = _resampled(truth, [scores], groups, n, seed, present_only)
+    score = macro_average_precision(truth, scores, present_only=present_only)
+    return bootstrap_interval(resampled * share, score, *counts, level=level, limits=(0.0, share))
 
 
 def bootstrap_paired_macro_average_precision(
@@ -99,10 +100,11 @@ def bootstrap_paired_macro_average_precision(
 
     Source: as `bootstrap_macro_average_precision`.
     """
-    (a, b), factor = _resampled(truth, [scores_a, scores_b], groups, n, seed, present_only)
+    (a, b), share, counts = _resampled(truth, [scores_a, scores_b], groups, n, seed, present_only)
     score_a, score_b = (macro_average_precision(truth, s, present_only=present_only) for s in (scores_a, scores_b))
-    low, high = _interval((a - b) * factor, score_a - score_b, level)
-    return score_a - score_b, low, high
+    difference = score_a - score_b
+    low, high = bootstrap_interval((a - b) * share, difference, *counts, level=level, limits=(-share, share))
+    return difference, low, high
 
 
 class _Ranks:
@@ -146,10 +148,11 @@ def _checked(truth: ArrayLike, scores: list[ArrayLike]) -> tuple[BoolArray, list
 
 def _resampled(
     truth: ArrayLike, scores: list[ArrayLike], groups: ArrayLike | None, n: int, seed: int, present_only: bool
-) -> tuple[list[FloatArray], float]:
+) -> tuple[list[FloatArray], float, tuple[float, FloatArray]]:
     """Mean average precision over the tags present in each of `n` resamples, for every table of scores.
 
-    The factor brings them to the scale of the score: the share of tags that count as 0 is not there to be resampled.
+    The share of tags in the truth brings them to the scale of the score: those that count as 0 are not there to be
+    resampled. Last come the effective numbers of groups, of all rows and of every tag.
     """
     present, columns = _checked(truth, scores)
     if n < 1:
@@ -182,7 +185,9 @@ def _resampled(
                 total += precision
                 counted += found
             result[start:stop] = np.divide(total, counted, out=np.full(stop - start, np.nan), where=counted > 0)
-    return results, 1.0 if present_only else len(tags) / present.shape[1]
+    true_row, true_tag = np.nonzero(present)
+    counts = effective_groups(sizes), effective_groups_per_label(true_tag, group[true_row])
+    return results, 1.0 if present_only else len(tags) / present.shape[1], counts
 
 
 class _Plan:
@@ -214,10 +219,3 @@ class _Plan:
         found = np.cumsum(hits, axis=0)
         precision = (hits * found / np.maximum(rows, 1)).sum(axis=0, dtype=np.float64)
         return precision / np.maximum(found[-1], 1), found[-1] > 0
-
-
-def _interval(resampled: FloatArray, score: float, level: float) -> tuple[float, float]:
-    """The percentile interval, moved so that the mean resample stands at the score."""
-    low, high = percentile_interval(resampled, level)
-    shift = float(resampled[~np.isnan(resampled)].mean()) - score
-    return low - shift, high - shift

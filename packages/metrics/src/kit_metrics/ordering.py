@@ -180,7 +180,9 @@ def ordering_report(orderings: Orderings, *, bootstrap: int = 1000, seed: int = 
     interval = None
     if bootstrap:
         groups = orderings.groups
-        interval = bootstrap_ratio(inversions, pairs_twice, groups, transform=_tau, n=bootstrap, seed=seed)
+        interval = bootstrap_ratio(
+            inversions, pairs_twice, groups, transform=_tau, n=bootstrap, seed=seed, limits=(-1.0, 1.0)
+        )
     return {
         "n_notebooks": len(n),
         "n_cells": len(rank),
