@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from hypothesis.extra import numpy as arrays
 from kit_core.errors import ConfigError
 from kit_io.ragged import RaggedPack
 from yandex_tagging import data
+from yandex_tagging.config import DataConfig
 from yandex_tagging.data import fingerprint, load, prepare, read_truth, read_wanted, splits_in
 from yandex_tagging.submission import align_submission, check_submission, read_submission, write_submission
+from yandex_tagging.train import assign_folds
 
 DIM = 6
 TRAIN = {17: "0,2,5", 3: "1", 40: "0,1", 8: "2,3,4", 0: "0", 21: "5"}
@@ -430,3 +433,20 @@ def test_the_stand_in_is_packed_without_loss() -> None:
     for row in (0, 900, 1874):
         stored = np.load(folder / "track_embeddings" / f"{tracks.ids[row]}.npy")
         np.testing.assert_array_equal(tracks.pack.item(tracks.rows[row]), stored.astype(np.float32))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "n_groups", "largest"), [("tagging-mini", 585, 81), ("music-tags", 86, 28)])
+def test_folds_cut_no_group_of_the_stand_ins(name: str, n_groups: int, largest: int) -> None:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    with (folder / "groups.csv").open(newline="") as file:
+        group_of = {int(row["track"]): row["group"] for row in csv.DictReader(file)}
+    tracks = load(folder)
+    assert sorted(group_of) == sorted(tracks.ids)
+    assert Counter(group_of.values()).most_common(1)[0][1] == largest
+    for n_folds, seed in ((3, 0), (5, 0), (5, 1), (10, 2)):
+        folds, _ = assign_folds(tracks, DataConfig(n_folds=n_folds, seed=seed))  # type: ignore[arg-type]
+        found = {(group_of[track], fold) for track, fold in zip(tracks.ids, folds.tolist(), strict=True)}
+        assert len(found) == len(set(group_of.values())) == n_groups
