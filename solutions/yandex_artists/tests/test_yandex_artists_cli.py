@@ -57,6 +57,13 @@ def test_from_sample_to_score(sample: Path, run: Path, tmp_path: Path, capsys: p
     assert "gallery, tracks" in capsys.readouterr().out
     lines = out.read_text().splitlines()
     out.write_text("\n".join(lines[:-1]) + "\n")
+    assert main(["check", "--submission", str(out), "--data", str(prepared)]) == 0
+    assert f"warning: {out}: 1 of {len(lines)} lines are missing" in capsys.readouterr().err
+    assert main(["evaluate", "--submission", str(out), "--truth", truth, "--json"]) == 0
+    with_a_zero = json.loads(capsys.readouterr().out)
+    assert with_a_zero["queries"] == report["queries"]
+    assert with_a_zero["ndcg@100"] < report["ndcg@100"]
+    out.write_text("\n".join([*lines[:-1], lines[-1] + "7"]) + "\n")  # the last id becomes an unknown one
     assert main(["check", "--submission", str(out), "--data", str(prepared)]) == 3
     assert main(["evaluate", "--submission", str(out), "--truth", truth]) == 3
 

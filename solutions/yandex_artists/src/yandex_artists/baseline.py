@@ -1,4 +1,5 @@
-"""The methods without a network: time means, plain or whitened, and trees that put the nearest tracks in a new order.
+"""The methods without a network: time means, plain or whitened, trees that put the nearest tracks in a new order, and
+tracks compared frame by frame (`frame_matching`).
 
     encoder = MeanEncoder.fit(pack, rows, whiten=True)
     table = candidate_table([encoder.embed(pack, rows)], k=100)
@@ -7,12 +8,14 @@
 `BaselineRun` reads a finished run of these methods; `yandex_artists.train_baseline` writes one.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightgbm
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -25,6 +28,7 @@ from kit_io.ragged import RaggedPack
 from kit_retrieval import Neighbours, Whitening, concatenate, l2_normalise, reorder, top_k
 from yandex_artists.config import Config
 from yandex_artists.data import Tracks
+from yandex_artists.frame_matching import FrameMatcher
 
 Floats = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -249,7 +253,7 @@ class BaselineRun:
     """A fitted baseline: the views that it makes of tracks, and the trees where there are some."""
 
     config: Config
-    encoders: tuple[MeanEncoder, ...]
+    encoders: tuple[MeanEncoder | FrameMatcher, ...]
     reranker: Reranker | None
 
     @staticmethod
@@ -279,6 +283,13 @@ class BaselineRun:
         if self.reranker is not None:
             write_text(models / TREES, self.reranker.text)
 
+    @property
+    def parameters(self) -> int:
+        """Fitted numbers: those of the whitenings, or the leaves of all trees."""
+        if self.reranker is not None:
+            return sum(map(int, re.findall(r"^num_leaves=(\d+)$", self.reranker.text, re.MULTILINE)))
+        return sum(array.size for encoder in self.encoders for array in encoder.arrays().values())
+
     def views(self, pack: RaggedPack, rows: Int64) -> list[Floats]:
         """Embeddings float32[n, d] of tracks, one for each encoder."""
         return [encoder.embed(pack, rows) for encoder in self.encoders]
@@ -293,22 +304,37 @@ class BaselineRun:
         Raises:
             ValueError: fewer than k + 1 tracks.
         """
+        if isinstance(self.encoders[0], FrameMatcher):
+            return match(self.config, self.encoders[0], pack, rows, k)
         if self.reranker is None:
             return top_k(self.embed(pack, rows), k=k).indices
         candidates = min(max(k, self.config.trees.candidates), len(rows) - 1)
         return self.reranker.rerank(candidate_table(self.views(pack, rows), candidates)).indices[:, :k]
 
 
-def fit_encoders(config: Config, tracks: Tracks, fitted: Int64) -> tuple[MeanEncoder, ...]:
+def match(config: Config, matcher: FrameMatcher, pack: RaggedPack, rows: Int64, k: int) -> Int64:
+    """The `k` nearest of each track by frames, with the settings of a run, on a GPU where there is one: int64[n, k]."""
+    settings = config.matching
+    return matcher.rank(
+        pack, rows, k, candidates=max(k, settings.candidates), sharpness=settings.sharpness, weights=settings.weights,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )  # fmt: skip
+
+
+def fit_encoders(config: Config, tracks: Tracks, fitted: Int64) -> tuple[MeanEncoder | FrameMatcher, ...]:
     """The encoders of a method, learnt from the tracks at positions `fitted`."""
+    if config.method == "frame-matching":
+        return (FrameMatcher.fit(tracks.pack, tracks.rows[fitted]),)
     whitened = (
         {} if config.method == "naive" else MeanEncoder.fit(tracks.pack, tracks.rows[fitted], whiten=True).arrays()
     )
     return _encoders(config, whitened)
 
 
-def _encoders(config: Config, whitening: Mapping[str, Floats]) -> tuple[MeanEncoder, ...]:
-    """By method: the plain mean, the whitened one, or both."""
+def _encoders(config: Config, whitening: Mapping[str, Floats]) -> tuple[MeanEncoder | FrameMatcher, ...]:
+    """By method: the plain mean, the whitened one, or both; or what compares frames."""
+    if config.method == "frame-matching":
+        return (FrameMatcher.restore(whitening),)
     if config.method == "naive":
         return (MeanEncoder(None),)
     whitened = MeanEncoder.restore({"mean": whitening["mean"], "projection": whitening["projection"]})

@@ -102,9 +102,10 @@ def infer(run: Runs, data: Path, out: Path, split: Literal["auto", "train", "tes
 
 
 def check(submission: Path, data: Path, split: Literal["auto", "train", "test"] = "auto") -> None:
-    """Would the judge take this submission? Every track once, with 100 different known ids of others."""
+    """Validate the submission format: what the judge would refuse is an error, what costs score a warning."""
     ids = official.track_ids(data, _split(data, split))
-    official.check_submission(submission, ids)
+    for warning in official.submission_warnings(official.check_submission(submission, ids)):
+        say(f"warning: {submission}: {warning}")
     print(f"{submission}: valid, {len(ids)} tracks")
 
 
@@ -114,6 +115,13 @@ def evaluate(submission: Path, truth: Path, json_: Json = False) -> None:
 
     report = evaluation.evaluate_submission(submission, truth)
     print(json.dumps(report) if json_ else evaluation.report_text(report))
+
+
+def compare(a: Positional[Path], b: Positional[Path], truth: Path | None = None, json_: Json = False) -> None:
+    """Compare two runs, or two submissions and a --truth: their nDCG@100, by a paired bootstrap over artists."""
+    from yandex_artists.compare import compare as compare_queries
+
+    print(compare_queries(a, b, truth).render(as_json=json_))
 
 
 def predict(
@@ -135,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "clips": clips, "prepare": prepare, "train": train, "infer": infer,
-        "check": check, "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
+        "check": check, "evaluate": evaluate, "compare": compare, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("yandex-artists", verbs, (Config, PRESETS), argv)
 

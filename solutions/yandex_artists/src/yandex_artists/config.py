@@ -7,7 +7,7 @@ from typing import Literal
 
 from kit_train.config import FabricConfig
 
-Method = Literal["networks", "naive", "whitened", "lightgbm-rerank"]
+Method = Literal["networks", "naive", "whitened", "lightgbm-rerank", "frame-matching"]
 Architecture = Literal["convolution", "transformer", "conformer", "set", "mean-map"]
 Loss = Literal["pairs", "nt-xent", "arcface", "roadmap", "smooth-ap"]
 Step = Literal["threshold", "smoothing", "alpha", "as-norm", "reciprocal", "diffusion"]
@@ -119,8 +119,8 @@ class StageConfig:
     floor: float = 1e-3
     """Lowest rate of the schedules, as a share."""
     keep: Literal["best", "last", "average"] = "best"
-    """best: the epoch with the best nDCG on the left-out fold; average: the mean of the weights at the minima of the
-    cyclic rate (SWA)."""
+    """best: the epoch with the best nDCG on the left-out fold, for recipes that do so (their scores are marked as
+    selected on the scored fold); last; average: the mean of the weights at the minima of the cyclic rate (SWA)."""
     patience: int = 0
     """Scored epochs without a new best after which the stage ends; 0: never."""
     score_every: int = 1
@@ -134,6 +134,8 @@ class StageConfig:
     label_smoothing: float = 0.0
     temperature: float = 0.1
     """Of NT-Xent, SmoothAP and SupAP."""
+    projector: bool = True
+    """Of NT-Xent: the loss sees a small network on the embedding, as in the official baseline, not the embedding."""
     circle: float = 0.025
     """Weight of the circle loss in `pairs`; the other two have weight 1."""
     ema: float = 0.0
@@ -206,6 +208,18 @@ class TreesConfig:
 
 
 @dataclass(frozen=True)
+class MatchingConfig:
+    """The method `frame-matching`: tracks compared frame by frame."""
+
+    candidates: int = 1000
+    """Nearest tracks by one vector a track with which a track is compared; a smaller gallery is compared as a whole."""
+    sharpness: float = 8.0
+    """Of the softmax over tracks by which a frame votes."""
+    weights: tuple[float, ...] = (25.0, 8.0, 5.0, 3.0, 2.0, 1.0)
+    """Of the smoothing of scores: the track itself and its nearest neighbours; one number: none."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run.
 
@@ -215,13 +229,14 @@ class Config:
 
     method: Method = "networks"
     """naive: the time mean and its cosine; whitened: the same after whitening; lightgbm-rerank: trees over both;
-    networks: the members."""
+    frame-matching: tracks compared frame by frame; networks: the members."""
     seed: int = 42
     """Of every network; the original's value."""
     data: DataConfig = field(default_factory=DataConfig)
     members: tuple[MemberConfig, ...] = (MemberConfig(),)
     post: PostConfig = field(default_factory=PostConfig)
     trees: TreesConfig = field(default_factory=TreesConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     fabric: FabricConfig = field(default_factory=FabricConfig)
     tensorboard: bool = False
 
@@ -237,6 +252,13 @@ class Config:
             raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: `{self.method}` is no network")
         for member in self.members:
             self._check_member(member)
+        if self.matching.candidates < 1 or self.matching.sharpness <= 0:
+            raise ValueError(
+                f"found matching.candidates {self.matching.candidates} and matching.sharpness "
+                f"{self.matching.sharpness}, expected 1 or more and above 0"
+            )
+        if not self.matching.weights or self.matching.weights[0] <= 0 or min(self.matching.weights) < 0:
+            raise ValueError("matching.weights: expected a positive weight for the track itself and none below 0")
         if len(set(self.post.steps)) != len(self.post.steps):
             raise ValueError(f"post.steps: found {list(self.post.steps)}, expected each step at most once")
         if "threshold" in self.post.steps and {"as-norm", "reciprocal", "diffusion"} & set(self.post.steps):

@@ -843,22 +843,20 @@ def _fault_of_line(line: str) -> str:
 
 
 def check_submission(path: Path | str, tracks_or_ids: Tracks | Sequence[int]) -> Int64:
-    """Rows [n, 100] into the tracks, int64: the submission that the judge would take, in the order of the tracks.
+    """Rows [n, K] into the tracks, int64, in the order of the tracks: what the judge reads; -1 fills shorter lines.
 
-    Stricter than the judge where it would silently do harm: a doubled id is counted twice there, the query itself is
-    dropped, and a missing query scores 0.
+    What the judge takes is taken: fewer than 100 ids, or more (those behind the hundredth other track do not count),
+    the query itself (dropped), an id twice (counted twice), no line for a query (scored 0). `submission_warnings`
+    names these.
 
     Raises:
-        DataError: queries are missing, doubled or unknown; a line has not 100 ids, names the query itself, an id twice
-            or an unknown one; or there are fewer than 101 tracks.
+        DataError: the file has another form, or it names a query twice, an unknown query or an unknown id.
     """
     ids = np.array(tracks_or_ids.ids if isinstance(tracks_or_ids, Tracks) else tracks_or_ids, dtype=np.int64)
-    if len(ids) <= ANSWERS:
-        raise too_few(len(ids))
     submission = read_submission(path)
     problems = Problems(
         path,
-        expected=f"one line for each of {len(ids)} tracks, with {ANSWERS} different ids of other tracks",
+        expected=f"at most one line for each of {len(ids)} tracks, with ids of these tracks",
         remedy="write the submission again with `infer`, from the same data",
     )
     order = np.argsort(ids, kind="stable")
@@ -869,36 +867,40 @@ def check_submission(path: Path | str, tracks_or_ids: Tracks | Sequence[int]) ->
         return np.where(ordered[place] == values, order[place], -1)
 
     query_rows, rows = rows_of(submission.queries), rows_of(submission.neighbours)
-    lengths = (submission.neighbours >= 0).sum(axis=1)
     known = submission.neighbours >= 0
-    sorted_rows = np.sort(np.where(known, submission.neighbours, -np.arange(1, rows.shape[1] + 1)), axis=1)
-    repeated = (sorted_rows[:, 1:] == sorted_rows[:, :-1]).any(axis=1)
-    for line in np.flatnonzero(
-        (query_rows < 0)
-        | (lengths != ANSWERS)
-        | ((rows < 0) & known).any(axis=1)
-        | repeated
-        | (submission.neighbours == submission.queries[:, None]).any(axis=1)
-    ).tolist():
+    lengths = known.sum(axis=1)
+    for line in np.flatnonzero((query_rows < 0) | ((rows < 0) & known).any(axis=1)).tolist():
         query, row = int(submission.queries[line]), submission.neighbours[line][: lengths[line]]
         where = f"line {line + 1}, query {query}"
         if query_rows[line] < 0:
             problems.add(where, "a query that the data does not hold")
-        elif repeated[line]:
-            values, counts = np.unique(row, return_counts=True)
-            problems.add(where, f"the id {values[counts.argmax()]} {counts.max()} times")
-        elif (row == query).any():
-            problems.add(where, "the query itself among its neighbours")
-        elif (unknown := row[rows[line][: lengths[line]] < 0]).size:
-            problems.add(where, f"the id {unknown[0]}, which the data does not hold")
         else:
-            problems.add(where, f"{lengths[line]} ids")
-    for track in np.setdiff1d(ids, submission.queries).tolist():
-        problems.add(f"track {track}", "no line")
+            problems.add(where, f"the id {row[rows[line][: lengths[line]] < 0][0]}, which the data does not hold")
     problems.raise_if_any()
-    out = np.empty((len(ids), ANSWERS), dtype=np.int64)
-    out[query_rows] = rows[:, :ANSWERS]
+    out = np.full((len(ids), rows.shape[1]), -1, dtype=np.int64)
+    out[query_rows] = rows
     return out
+
+
+def submission_warnings(rows: Int64) -> list[str]:
+    """What the judge takes although it gains nothing, or loses, in rows [n, K] of `check_submission`."""
+    queries = np.arange(len(rows))
+    own = (rows == queries[:, None]).any(axis=1)
+    others = (rows >= 0).sum(axis=1) - (rows == queries[:, None]).sum(axis=1)
+    ordered = np.sort(rows, axis=1)
+    repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    absent = (rows < 0).all(axis=1)
+    found = (
+        (absent, "are missing; the judge scores such a query 0"),
+        (repeated, "name an id more than once; the judge counts every one, so the score may exceed 1"),
+        (own, "name the query itself, which the judge drops"),
+        (
+            (others < min(ANSWERS, len(rows) - 1)) & ~absent,
+            f"name fewer than {min(ANSWERS, len(rows) - 1)} other tracks",
+        ),
+        (others > ANSWERS, f"name more than {ANSWERS} other tracks; those behind do not count"),
+    )
+    return [f"{where.sum()} of {len(rows)} lines {text}" for where, text in found if where.any()]
 
 
 def too_few(n: int) -> DataError:

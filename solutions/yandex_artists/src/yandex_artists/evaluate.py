@@ -16,8 +16,9 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     """Score a submission by nDCG@100, with its interval over artists; the keys are those of `kit_metrics.ndcg_report`.
 
     The gallery is the whole truth. Queries of an artist with one track cannot be answered: they are left out and
-    counted, where the judge, whose test set has none, would refuse the file. Where the truth has a column `subset`
-    (public, private), each gets its own `ndcg@100` under `subsets`.
+    counted, where the judge, whose test set has none, would refuse the file. As for the judge, the query itself is
+    dropped, only the first 100 others count, an id twice counts twice, and a query without a line scores 0. Where the
+    truth has a column `subset` (public, private), each gets its own `ndcg@100` under `subsets`.
 
     Args:
         truth: a TAB-separated table with trackid and artistid, such as a train_meta.tsv.
@@ -33,9 +34,12 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
             f"{truth}: no query can be answered\n  found: {len(artists)} tracks, each of an artist of its own\n"
             "  expected: artists with two tracks or more\n  do: give the truth of this test set"
         )
-    report = ndcg_report(neighbours, artists, k=ANSWERS)
+    report = ndcg_report(neighbours, artists, k=ANSWERS, repeated="count", own="drop")
     if "subset" in columns:
-        score, subset = ndcg_per_query(neighbours, artists, k=ANSWERS), np.array(columns["subset"])
+        score, subset = (
+            ndcg_per_query(neighbours, artists, k=ANSWERS, repeated="count", own="drop"),
+            np.array(columns["subset"]),
+        )
         scored = ~np.isnan(score)
         report["subsets"] = {
             str(name): float(score[scored & (subset == name)].mean()) for name in np.unique(subset[scored])

@@ -357,7 +357,7 @@ class Criterion(nn.Module):
         )  # fmt: skip
         # The official baseline's projector: its loss sees this, retrieval sees the encoder.
         layers = nn.Linear(d, d, bias=False), nn.ReLU(), nn.Linear(d, max(d // 2, 1), bias=False)
-        self.projector = nn.Sequential(*layers) if stage.loss == "nt-xent" else None
+        self.projector = nn.Sequential(*layers) if stage.loss == "nt-xent" and stage.projector else None
         self.pairs = _pair_losses(stage)
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Learned:

@@ -36,7 +36,7 @@ from kit_nn.averaging import WeightAverage, mean_of_weights
 from kit_nn.pooling import lengths_to_padding_mask
 from kit_retrieval.search import top_k
 from kit_retrieval.vectors import l2_normalise
-from kit_splits.folds import assert_groups_whole
+from kit_splits.folds import assert_groups_whole, count_groups
 from kit_train.fabric import launch
 from kit_train.ranks import share_buffers, share_of_batch, stop_asked
 from kit_train.schedules import cosine, cyclic_cosine, one_cycle, set_learning_rate
@@ -45,6 +45,7 @@ from kit_train.stopping import Patience
 from kit_train.track import Tracker
 from yandex_artists.augment import augment
 from yandex_artists.batches import Frames, Rows, epoch_batches, random_windows
+from yandex_artists.compare import GROUP_BY, QUERIES
 from yandex_artists.config import Config, DataConfig, MemberConfig, StageConfig
 from yandex_artists.data import Tracks, validation_folds
 from yandex_artists.embed import TRACKS_PER_BATCH, Embedded, embed, join, make_cohort
@@ -108,6 +109,8 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
     require_same_channels(tracks, distractors)
     fabric = launch(config.fabric)
     folds = assign_folds(tracks, config.data)
+    counts = count_groups(tracks.artists, GROUP_BY)
+    say(str(counts))
     splits = {fold: split_fold(tracks.artists, folds, fold) for fold in folds_to_fit(config.data)}
     _require_answers(config, tracks.artists, splits)
     frames = Frames(tracks.pack, fabric.device)
@@ -166,10 +169,15 @@ def train(config: Config, tracks: Tracks, run: RunFolder, distractors: Tracks | 
     if held_parts:
         keep_vectors(run, config, tracks, held_rows, held_parts)
         keep_scores(run, tracks, held_rows, galleries)
-    summary = summarise(config, galleries) | {
-        "parameters": sum(parameters.values()),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    summary = (
+        summarise(config, galleries)
+        | vars(counts)
+        | {
+            "selected_on_scored_fold": bool(galleries) and selects_on_scored_fold(config),
+            "parameters": sum(parameters.values()),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
     run.finish(summary)
     return summary
 
@@ -215,8 +223,7 @@ def fit_stage(
 ) -> None:
     """Train `encoder` in place through one stage, and leave in it what the stage says to keep.
 
-    The best score of a stage starts with the score of what it is given, so that no stage ends worse than it began: the
-    original sets the best to 0 for every stage, and its last two write one file.
+    What a stage is given (of the first: the untrained network) is scored for the log, and is never what it keeps.
     """
     stage = unit.member.stages[number]
     torch.manual_seed(unit.seed(config, 3, number))
@@ -239,11 +246,9 @@ def fit_stage(
         minima, best, epoch, step = saved["minima"], saved["best"], int(saved["epoch"]), int(saved["step"])
         if average is not None:
             average.load_state_dict(saved["average"])
-    elif len(split.held) and stage.keep == "best":
+    elif len(split.held) and number == 0:
         score = held_score(encoder, unit, config, tracks, split, frames, fabric)
         tracker.log(0, stage=number, epoch=0, **{"ndcg@100": score})
-        patience.update(score)
-        best = _copy(encoder)
 
     model, optimizer = fabric.setup(Trainee(encoder, criterion, fabric), optimizer)
     per_epoch = len(epoch_batches(split.classes, stage, 0))
@@ -329,6 +334,11 @@ def fit_stage(
     elif average is not None:
         encoder.load_state_dict(average.module.state_dict())
     save_state(path, {"stage": number + 1, "encoder": encoder.state_dict()})
+
+
+def selects_on_scored_fold(config: Config) -> bool:
+    """Whether the score of a left-out fold chooses an epoch, or ends a stage, of what that fold scores."""
+    return any(stage.keep == "best" or stage.patience > 0 for member in config.members for stage in member.stages)
 
 
 def learning_rate_factor(stage: StageConfig, step: int, steps: int) -> float:
@@ -495,7 +505,7 @@ def require_same_channels(tracks: Tracks, distractors: Tracks | None) -> None:
 
 def _require_answers(config: Config, artists: Rows, splits: Mapping[int | None, Split]) -> None:
     """ConfigError where an epoch is to be chosen by the score of a fold that has none: none would ever be better."""
-    if not any(stage.keep == "best" or stage.patience for member in config.members for stage in member.stages):
+    if not selects_on_scored_fold(config):
         return
     for fold, split in splits.items():
         if len(split.held) and np.bincount(artists[split.held]).max() < 2:
@@ -530,9 +540,9 @@ def keep_scores(run: RunFolder, tracks: Tracks, held: dict[int, Rows], galleries
     for (fold, of_fold), gallery in zip(held.items(), galleries, strict=True):
         for place, row in enumerate(of_fold.tolist()):
             found = [gallery.scores[way][place] for way in ways]
-            shown = ["" if np.isnan(score) else f"{score:.6f}" for score in found]
+            shown = ["" if np.isnan(score) else f"{score:.9f}" for score in found]
             rows.append([str(tracks.ids[row]), str(gallery.labels[place]), str(fold), *shown])
-    write_csv(run.file("queries.csv"), ["trackid", "artist", "fold", *ways], rows)
+    write_csv(run.file(QUERIES), ["trackid", "artist", "fold", *ways], rows)
 
 
 def state_path(run: RunFolder, unit: Unit) -> Path:
