@@ -142,6 +142,28 @@ def test_a_batch_without_positive_pairs_is_counted() -> None:
     assert (mixed.positive_pairs, mixed.lonely_anchors) == (4, 1)
 
 
+def test_without_positive_pairs_two_losses_still_push_apart_and_the_others_are_0() -> None:
+    torch.manual_seed(7)
+    embeddings, labels = torch.randn(6, 4), torch.arange(6)
+    s = torch.nn.functional.cosine_similarity(embeddings[:, None], embeddings[None], dim=2)
+    away = ~torch.eye(6, dtype=torch.bool)
+    pushes = {
+        "multi_similarity": torch.log1p((torch.exp(50 * (s - 0.5)) * away).sum(dim=1)).mean() / 50,
+        "contrastive": s[away][s[away] > 0].mean(),
+    }
+    losses: dict[str, Loss] = {"multi_similarity": multi_similarity, "contrastive": contrastive}
+    for name, loss in losses.items():
+        value, gradient = _value_and_gradient(loss, embeddings, labels)
+        torch.testing.assert_close(value, pushes[name])
+        assert value > 0
+        assert gradient.abs().sum() > 0
+    for loss in (circle, nt_xent, triplet_margin):
+        value, gradient = _value_and_gradient(loss, embeddings, labels)
+        assert value == 0
+        assert not gradient.any()
+    assert PairLosses(triplet=0.0)(embeddings, labels).loss > 0  # its default holds multi_similarity
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_one_label_and_equal_rows_stay_finite(name: str) -> None:
     ours, _ = CASES[name]

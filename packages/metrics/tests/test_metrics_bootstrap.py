@@ -56,6 +56,17 @@ def test_paired_interval_equals_scipy_over_group_sums(groups, slow_interval):
     assert found[1:] == pytest.approx(tuple(expected), abs=0.02 * (expected[1] - expected[0]))
 
 
+def test_the_degrees_of_freedom_of_a_difference_are_the_groups_in_which_two_models_differ(slow_interval):
+    generator = np.random.default_rng(0)
+    a, names = (generator.random(60) < 0.7).astype(float), np.arange(60) // 2
+    b = a.copy()
+    b[:10:2] = 1 - b[:10:2]  # one row in each of five groups
+    resampled = scipy_resamples([a, b], np.ones(60), names, lambda a, b, n: (a - b) / n)
+    expected = slow_interval(resampled, a.mean() - b.mean(), names, differs=names < 5)
+    found = bootstrap_paired_ratio(a, b, np.ones(60), names, n=20_000)
+    assert found[1:] == pytest.approx(tuple(expected), abs=0.02)
+
+
 def test_resamples_are_recentred_and_the_score_is_always_held():
     moved = np.random.default_rng(0).normal(5, 1, 4000)  # all of them far above the score
     low, high = bootstrap_interval(moved, 0.0, groups=1e6)

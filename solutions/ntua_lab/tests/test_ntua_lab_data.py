@@ -185,4 +185,7 @@ def test_music_mini(tmp_path: Path) -> None:
     assert len(set(clips.track)) == 197
     assert clips.packs["full"].info is not None
     assert clips.packs["full"].info.max_abs_error == 0.0  # whole dB and 64ths are exact in float16
-    assert len(clips.with_answers("genre")) == 266
+    genre = clips.with_answers("genre")
+    assert len(genre) == 266
+    assert len({clips.track[i] for i in genre}) == 162
+    assert len({clips.artist[i] for i in genre}) == 35

@@ -42,6 +42,19 @@ def test_genre_scores_are_scikit_learns(classes: int, n: int, seed: int) -> None
     assert "macro_f1" in report_text(report)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 4), st.floats(0.3, 0.9))
+def test_intervals_hold_the_score_where_classes_are_absent(seed: int, present: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, present, 80)
+    predicted = np.where(rng.random(80) < share, true, rng.integers(0, 5, 80))
+    report = genre_report(true, predicted, [f"c{k}" for k in range(5)], [f"{i // 2}" for i in range(80)])
+    assert 0 in report["support"]
+    for name in ("accuracy", "macro_f1"):
+        low, high = report[f"{name}_interval"]
+        assert low <= report[name] <= high
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 999), st.booleans())
 def test_spearman_is_scipys(n: int, seed: int, ties: bool) -> None:

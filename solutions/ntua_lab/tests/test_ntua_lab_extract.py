@@ -104,6 +104,11 @@ def test_a_song_gets_an_answer(songs: Path, whole: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().out
     assert "12.0 s, 1 channels at 22050 Hz, 1 clips" in said
     assert all(word in said for word in ("Rock", "probability", *AXES))
+    genres = said[said.index("probability") :].split("\n\n")[0].splitlines()[2:]
+    shares = [float(line.split()[1]) for line in genres]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)  # the most likely first
+    assert shares[0] > shares[-1]
     assert plot.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "broken.ogg").write_bytes(b"OggS")
     assert main(["predict", str(tmp_path / "broken.ogg"), *runs]) == 3

@@ -89,7 +89,7 @@ def test_emotion_by_pooled_models_and_an_ensemble(
     flags = ("--task", "emotion", "--data.folds", "4")
     one = run("pooled-svm", packed, tmp_path / "a", *flags, "--members", "svm", "linear")
     assert one["metric"] == "spearman"
-    assert one["score"] > 0.6  # 16 clips
+    assert one["score"] > 0.5  # 16 clips
     assert set(one["score_of_units"]) == {"svm-emotion", "linear-emotion"}
     run("pooled-lightgbm", packed, tmp_path / "b", *flags)
     out = tmp_path / "solution.txt"

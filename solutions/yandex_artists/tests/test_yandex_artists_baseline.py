@@ -109,7 +109,7 @@ def test_trees_learn_an_order_that_the_mean_cosine_does_not_have():
         Reranker.fit(tables, [np.arange(180)] * 2)
 
 
-@pytest.mark.parametrize("method", ["naive", "whitened", "lightgbm-rerank"])
+@pytest.mark.parametrize("method", ["naive", "whitened", "lightgbm-rerank", "frame-matching"])
 def test_a_run_is_scored_on_left_out_artists_and_answers_others(method: str, tmp_path: Path):
     tracks, others = make_tracks(), make_tracks(seed=1)
     config = Config(method=method, data=DataConfig(n_folds=2), trees=TreesConfig(rounds=20, smallest_leaf=10))
@@ -124,7 +124,8 @@ def test_a_run_is_scored_on_left_out_artists_and_answers_others(method: str, tmp
     assert all(len(set(row)) == 100 for row in found.tolist())
     assert others.artists is not None
     score = ndcg_report(found, others.artists, bootstrap=0)["ndcg@100"]
-    assert score > (0.15 if method == "naive" else 0.3)
+    # Around one centre a track the mean says all that there is; frames alone find less.
+    assert score > {"naive": 0.15, "frame-matching": 0.2}.get(method, 0.3)
     np.testing.assert_allclose(np.linalg.norm(fitted.embed(others.pack, others.rows), axis=1), 1, atol=1e-5)
 
 

@@ -320,4 +320,7 @@ def test_the_stand_in_is_read_as_its_readme_says():
     assert tracks.channels == 192
     assert (tracks.pack.lengths.min(), tracks.pack.lengths.max()) == (4, 81)
     assert tracks.folds is not None
-    assert np.array_equal(tracks.folds, np.array(tracks.artist_ids)[tracks.artists] % 10)
+    for n_folds in (2, 5, 10):
+        folds = validation_folds(tracks, n_folds)
+        assert all(len(set(folds[tracks.artists == artist])) == 1 for artist in range(len(tracks.artist_ids)))
+    assert np.bincount(tracks.folds).tolist() == [150, 147, 141, 144, 139, 140, 136, 143, 146, 143]

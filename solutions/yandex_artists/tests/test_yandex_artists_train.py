@@ -1,5 +1,6 @@
 """Whole runs on a few generated tracks: exact resume, stages, averages, leaks between folds, inference."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -108,6 +109,41 @@ def test_a_run_leaves_what_the_house_expects(whole_run: Path) -> None:
     assert [(line["stage"], line["epoch"]) for line in epochs] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
     assert len((whole_run / "queries.csv").read_text().splitlines()) == 61
     assert not list((whole_run / "state").glob("*.pt"))
+
+
+def test_the_untrained_start_is_never_kept(tmp_path: Path) -> None:
+    """A rate that destroys the network scores below the start at every epoch; what is kept is still an epoch."""
+    wild = StageConfig(epochs=2, crop=4, batch=10, learning_rate=50.0, keep="best")
+    member = MemberConfig("set", dataclasses.replace(SET, residual=True), (wild,))
+    config = Config(data=DataConfig(n_folds=2, fold=0), members=(member,))
+    summary = run_in(tmp_path / "run", config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["ndcg@100"] for line in lines if "epoch" in line]
+    assert scores[0] > max(scores[1:]) + 0.05
+    assert summary["score"] == pytest.approx(max(scores[1:]))
+    assert summary["selected_on_scored_fold"] is True
+    member = dataclasses.replace(member, stages=(dataclasses.replace(wild, keep="last"),))
+    last = run_in(tmp_path / "last", dataclasses.replace(config, members=(member,)))
+    assert last["selected_on_scored_fold"] is False
+    assert last["score"] == pytest.approx(scores[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names(PRESETS) if name.endswith("-mini")])
+def test_mini_presets_choose_no_epoch_by_a_score(name: str) -> None:
+    assert not training.selects_on_scored_fold(load_preset(Config, PRESETS, name))
+
+
+def test_no_artist_is_cut_and_groups_are_counted(whole_run: Path) -> None:
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert (summary["group_by"], summary["n_groups"], summary["largest_group"]) == ("artist", 16, 4)
+    with (whole_run / "queries.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    artists = dict(zip(map(str, make_tracks().ids), make_tracks().artists.tolist(), strict=True))
+    placed = {(artists[row["trackid"]], row["fold"]) for row in rows}
+    assert len(rows) == 60
+    assert len(placed) == len({artist for artist, _ in placed}) == 16
+    with pytest.raises(DataError, match="rows in folds 0, 1"):
+        training.assign_folds(dataclasses.replace(make_tracks(), folds=np.arange(60) % 10), DataConfig(n_folds=2))
 
 
 class Stopped(Exception):  # noqa: N818 - stands for a kill, which is no error of the program

@@ -15,7 +15,10 @@ has a variance that is too small by (k - 1) / k, which matters for rare labels e
     f = sqrt(mean over labels of k / (k - 1)) * (quantile of Student's t / quantile of the normal distribution)
 
 k is the effective number of groups that hold true rows of a label, (sum w)^2 / sum w^2 of its rows w in each group, and
-the degrees of freedom of t are the effective number of groups of all rows, less one.
+the degrees of freedom of t are the effective number of groups of all rows, less one.  A difference of two models is
+carried by the groups in which they differ, and its degrees of freedom count only those.
+
+Coverage in simulations of the sizes of the small data sets: tests/test_metrics_coverage.py.
 """
 
 from collections.abc import Callable
@@ -106,6 +109,7 @@ def bootstrap_paired_ratio(
     low, high = bootstrap_interval(
         difference(_resample(table, n, seed)),
         score,
+        effective_groups(np.where(table[:, 0] != table[:, 1], table[:, 2], 0.0)),
         effective_groups(table[:, 2]),
         level=level,
         limits=(low_a - high_b, high_a - low_b),
@@ -125,16 +129,17 @@ def bootstrap_interval(
     """Interval (lo, hi) around `score` from the same statistic of resamples [n]; NaN are left out.
 
     The rule is that of this module: percentiles recentred on the score and widened for a small number of groups.
-    `groups` is the effective number of groups of all rows, `groups_of_labels` that of each label whose scores the
-    statistic averages (None: no labels, `groups` itself).  A label in one group alone, whose variance is unknown,
-    counts as one in two.  The interval always holds the score, and is cut off at `limits`.
+    `groups` is the effective number of groups that carry the statistic (for a difference: those in which the models
+    differ), `groups_of_labels` that of each label whose scores the statistic averages (None: no labels, `groups`
+    itself).  A label in one group alone, whose variance is unknown, counts as one in two.  The interval always holds
+    the score, and is cut off at `limits`.
 
     Raises:
         ValueError: `level` outside (0, 1), or nothing but NaN.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), sections 10.3 (bias) and 13.3 (percentiles);
-    Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 5.3 (widening by n / (n - 1) and t); Kish,
-    Survey Sampling (1965), section 11.7 (effective number); Student's t by Cornish and Fisher's expansion.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 10 (bias) and section 13.3
+    (percentiles); Hesterberg, What Teachers Should Know About the Bootstrap (2015), for the widening by n / (n - 1) and
+    t; Kish, Survey Sampling (1965), for the effective number; Student's t by Cornish and Fisher's expansion.
     """
     if not 0 < level < 1:
         raise ValueError(f"the level must lie between 0 and 1, found {level}")
@@ -153,12 +158,14 @@ def bootstrap_interval(
 def effective_groups(weights: ArrayLike) -> float:
     """Effective number of groups with these weights [groups], (sum w)^2 / sum w^2: their number if all are equal."""
     w = np.asarray(weights, dtype=np.float64)
-    return float(w.sum() ** 2 / (w**2).sum())
+    return float(w.sum() ** 2 / (w**2).sum()) if w.any() else 0.0
 
 
 def effective_groups_per_label(labels: ArrayLike, groups: ArrayLike) -> FloatArray:
     """Effective number of groups of every label that occurs, float64[labels], from `labels`, `groups` of rows."""
     label, group = np.asarray(labels, dtype=np.int64), np.asarray(groups, dtype=np.int64)
+    if not len(label):
+        return np.empty(0)
     n_groups = int(group.max()) + 1
     cells, rows = np.unique(label * n_groups + group, return_counts=True)
     of = cells // n_groups

@@ -65,7 +65,15 @@ def bootstrap_macro_f1(
     """
     rows, [columns], group = _aligned(true, [predicted], n_labels, groups)
     [scores] = _resampled_macro_f1(rows, [columns], group, n_labels, n, seed)
-    return _interval(scores, macro_f1(rows, columns, n_labels), rows, group, n_labels, 0.0, level)
+    share = len(np.unique(rows)) / n_labels
+    return bootstrap_interval(
+        scores,
+        macro_f1(rows, columns, n_labels),
+        effective_groups(np.bincount(group)),
+        effective_groups_per_label(rows, group),
+        level=level,
+        limits=(0.0, share),
+    )
 
 
 def bootstrap_paired_macro_f1(
@@ -91,7 +99,15 @@ def bootstrap_paired_macro_f1(
     rows, [a, b], group = _aligned(true, [predicted_a, predicted_b], n_labels, groups)
     scores_a, scores_b = _resampled_macro_f1(rows, [a, b], group, n_labels, n, seed)
     difference = macro_f1(rows, a, n_labels) - macro_f1(rows, b, n_labels)
-    low, high = _interval(scores_a - scores_b, difference, rows, group, n_labels, -1.0, level)
+    share = len(np.unique(rows)) / n_labels
+    low, high = bootstrap_interval(
+        scores_a - scores_b,
+        difference,
+        effective_groups(np.bincount(group[a != b])),
+        effective_groups_per_label(rows, group),
+        level=level,
+        limits=(-share, share),
+    )
     return difference, low, high
 
 
@@ -188,18 +204,3 @@ def _resampled_macro_f1(
         f1 = _f1(per_group(true, true == predicted), n_true, per_group(predicted))
         scores.append((f1 * present).sum(axis=1) / present.sum(axis=1) * share)
     return scores
-
-
-def _interval(
-    resampled: FloatArray, score: float, true: IntArray, group: IntArray, n_labels: int, lowest: float, level: float
-) -> tuple[float, float]:
-    """The interval of macro F1 (`lowest` 0) or of a difference (-1), scaled to the share of labels in the truth."""
-    share = len(np.unique(true)) / n_labels
-    return bootstrap_interval(
-        resampled,
-        score,
-        effective_groups(np.bincount(group)),
-        effective_groups_per_label(true, group),
-        level=level,
-        limits=(lowest * share, share),
-    )

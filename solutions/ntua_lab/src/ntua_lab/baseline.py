@@ -157,9 +157,11 @@ def fit(
             bias = target.mean(axis=0)
         weights = np.zeros((x.shape[1], len(bias)))
         return Machine(mean, scale, nothing, weights, bias, 0.0, 1.0 if classes else 0.0)
+    if member == "ridge":
+        return _fit_ridge(x, target, classes, config.ridge_penalty, mean, scale)
     if member == "linear":
         if classes:
-            model = LogisticRegression(C=config.linear_strength, max_iter=2000).fit(x, target)
+            model = LogisticRegression(C=config.linear_strength, class_weight="balanced", max_iter=2000).fit(x, target)
             weights, bias = _spread(model, classes)
             return Machine(mean, scale, nothing, weights, bias, 0.0, 1.0)
         ridge = Ridge(alpha=1.0 / config.linear_strength).fit(x, target)
@@ -189,6 +191,19 @@ def _spread(model: LogisticRegression, classes: int) -> tuple[Floats, Floats]:
     weights[:, model.classes_] = coefficients.T
     bias[model.classes_] = intercepts
     return weights, bias
+
+
+def _fit_ridge(x: Floats, target: NDArray[Any], classes: int, penalty: float, mean: Floats, scale: Floats) -> Machine:
+    """Least squares on −1 and 1 for each class, every class of the same weight in all, or on the values of the axes."""
+    wanted = np.where(target[:, None] == np.arange(classes), 1.0, -1.0) if classes else target
+    share = np.ones(len(x))
+    if classes:
+        share = (len(x) / np.bincount(target, minlength=classes).clip(1))[target]
+        share /= share.mean()
+    ridge = Ridge(alpha=penalty * x.shape[1], solver="cholesky").fit(x, wanted, sample_weight=share)
+    bias = np.broadcast_to(np.asarray(ridge.intercept_, np.float64), wanted.shape[1:])
+    weights = ridge.coef_.reshape(wanted.shape[1], -1).T
+    return Machine(mean, scale, np.zeros((0, x.shape[1])), weights, bias, 0.0, SHARPNESS if classes else 0.0)
 
 
 def _fit_kernel(x: Floats, target: NDArray[Any], classes: int, strength: float, mean: Floats, scale: Floats) -> Machine:

@@ -26,6 +26,7 @@ Runs = UseAppendAction[tuple[Path, ...]]
 Json = Annotated[bool, arg(name="json")]
 Task = Literal["auto", "genre", "emotion"]
 Split = Literal["auto", "train", "test"]
+Metric = Literal["auto", "accuracy", "macro_f1", "spearman"]
 WORKERS = os.cpu_count() or 1
 
 
@@ -121,6 +122,15 @@ def evaluate(submission: Path, truth: Path, plot: Path | None = None, json_: Jso
     print(json.dumps(report) if json_ else report_text(report))
 
 
+def compare(
+    a: Positional[Path], b: Positional[Path], truth: Path | None = None, metric: Metric = "auto", json_: Json = False
+) -> None:
+    """Compare two runs, or two files of answers to a --truth: difference with the interval of a paired bootstrap."""
+    from ntua_lab.compare import compare as compare_two
+
+    print(compare_two(a, b, truth, metric).render(as_json=json_))
+
+
 def predict(song: Positional[Path], run: Runs, plot: Path | None = None) -> None:
     """Print the genre probabilities and emotion values of a sound file; --plot: a picture of its spectra."""
     from ntua_lab.predict import predict_song
@@ -153,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "extract": extract, "prepare": prepare, "explore": explore,
-        "train": train, "infer": infer, "check": check, "evaluate": evaluate, "predict": predict,
+        "train": train, "infer": infer, "check": check, "evaluate": evaluate, "compare": compare, "predict": predict,
         "activations": activations, "report": report, "echonest": echonest, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("ntua-lab", verbs, (Config, PRESETS), argv)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from kit_train.config import FabricConfig
 
-Member = Literal["prior", "svm", "linear", "lightgbm", "network"]
+Member = Literal["prior", "svm", "linear", "ridge", "lightgbm", "network"]
 Task = Literal["genre", "emotion", "joint"]
 Axis = Literal["valence", "energy", "danceability"]
 AXES: tuple[Axis, ...] = ("valence", "energy", "danceability")
@@ -45,13 +45,18 @@ class InputConfig:
 class PooledConfig:
     """What the models that are no networks see: statistics over the frames of a clip."""
 
-    features: Literal["full", "beat", "rich"] = "full"
+    features: Literal["full", "beat", "rich", "wide", "descriptors", "task"] = "full"
     """full, beat: mean, deviation, quantiles and changes of the 140 rows of that version; rich: those of coarse bands,
-    cepstra and key-normalised chroma of both versions, with the modulation spectrum and the correlations of bands."""
+    cepstra and key-normalised chroma of both versions, with the modulation spectrum and the correlations of bands;
+    wide: beside rich, levels and rises in blocks of frames, and the correlations of cepstra; descriptors: loudness,
+    brightness, onsets, pulse, percussion, key and harmony in 193 numbers; task: wide for genre, descriptors for
+    emotion."""
     svm_strength: float = 10.0
     """C of the support vector machine."""
     linear_strength: float = 0.01
-    """C of the logistic regression; the ridge regression takes its inverse."""
+    """C of the logistic regression; the linear regression of emotion values takes its inverse as penalty."""
+    ridge_penalty: float = 0.3
+    """Of the ridge models, for each statistic."""
     rounds: int = 150
     """Boosting rounds of LightGBM."""
 

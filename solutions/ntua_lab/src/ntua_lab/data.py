@@ -87,8 +87,8 @@ class Clips:
     raw       n raw genres; "" where none is known.
     label     int64[n]: class of every clip among `classes`; −1 for clips without a genre or with a dropped one.
     emotion   float32[n, 3]: valence, energy, danceability in 0..1; NaN where unknown.
-    artist    n artists and tracks, from clips.csv; the clip's own id where nothing is known.
-    track
+    track     n tracks, from clips.csv; the clip's own id where nothing is known.
+    artist    n artists, from clips.csv; the track where no artist is known, so that folds by artist keep it whole.
     classes   names of the classes, sorted.
     mapping   raw genre -> class, None for a dropped one.
     packs     for every version a pack [frames, 140] of the clips in `rows`.
@@ -498,7 +498,7 @@ def prepare(data: Path, out: Path, *, workers: int = 1) -> str:
             "split": [clip.split for clip in plan.clips],
             "raw": [clip.raw for clip in plan.clips],
             "emotion": [None if clip.emotion is None else list(clip.emotion) for clip in plan.clips],
-            "artist": [one.artist or clip.id for clip, one in zip(plan.clips, known, strict=True)],
+            "artist": [one.artist or one.track or clip.id for clip, one in zip(plan.clips, known, strict=True)],
             "track": [one.track or clip.id for clip, one in zip(plan.clips, known, strict=True)],
             "rows": rows,
             "mapping": plan.mapping,

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from kit_core.atomic import atomic_dir, write_json
-from kit_core.console import progress, render_table
+from kit_core.console import progress, render_table, say
 from kit_core.errors import Problems
 from kit_io.tables import read_csv, write_csv
-from kit_splits.folds import group_folds
+from kit_splits.folds import count_groups, group_folds
 from ntua_lab import baseline
 from ntua_lab.config import AXES, PooledConfig
 from ntua_lab.data import to_number
@@ -43,6 +43,8 @@ def cross_validate(table: Path, run: Path, seed: int = 0) -> str:
         ConfigError: `run` exists and is not empty.
     """
     ids, X, Y = read_attributes(table)
+    counts = count_groups(ids, "track")
+    say(str(counts))
     folds = group_folds(ids, FOLDS, seed=seed)
     said = {name: np.zeros_like(Y) for name in MODELS}
     settings = PooledConfig(rounds=ROUNDS)
@@ -64,7 +66,8 @@ def cross_validate(table: Path, run: Path, seed: int = 0) -> str:
         said[MODELS[3]][held] = stacked.answer(np.hstack([X[held], first]))
     reports: dict[str, Any] = {name: emotion_report(Y, values) for name, values in said.items()}
     with atomic_dir(run) as folder:
-        write_json(folder / "summary.json", {"metric": "spearman", "n": len(ids), "folds": FOLDS, "models": reports})
+        facts = {"metric": "spearman", "n": len(ids), "folds": FOLDS, **vars(counts)}
+        write_json(folder / "summary.json", facts | {"models": reports})
         rows = ((id_, *map("{:.5f}".format, row)) for id_, row in zip(ids, said["lightgbm"].tolist(), strict=True))
         write_csv(folder / "oof.csv", ("track_id", *AXES), rows)
     shown = []

@@ -1,8 +1,9 @@
 """Scores of genres and of emotion values, with intervals; a submission against the truth."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,11 +11,21 @@ from scipy.stats import rankdata
 
 from kit_core.console import render_table
 from kit_core.errors import DataError, Problems
-from kit_metrics import bootstrap_macro_f1, bootstrap_ratio, confusion_matrix
+from kit_metrics import (
+    bootstrap_interval,
+    bootstrap_macro_f1,
+    bootstrap_paired_macro_f1,
+    bootstrap_paired_ratio,
+    bootstrap_ratio,
+    confusion_matrix,
+    effective_groups,
+    macro_f1,
+)
 from ntua_lab.config import AXES
-from ntua_lab.data import check_submission, classes_of, find_mapping, read_answers
+from ntua_lab.data import Set, check_submission, classes_of, find_mapping, read_answers
 
 Floats = NDArray[np.float64]
+Metric = Literal["accuracy", "macro_f1", "spearman"]
 RESAMPLES = 1000
 
 
@@ -85,10 +96,49 @@ def spearman(true: ArrayLike, predicted: ArrayLike) -> Floats:
 def spearman_interval(
     true: Floats, predicted: Floats, groups: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean Spearman correlation, whole groups resampled."""
+    """Return the 95 % interval of the mean Spearman correlation, whole groups resampled; the rule is of kit_metrics."""
     scores = [spearman(true[rows], predicted[rows]).mean() for rows in resamples(len(true), groups, seed)]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
+    score = float(spearman(true, predicted).mean())
+    return bootstrap_interval(scores, score, _effective_groups(len(true), groups), limits=(-1.0, 1.0))
+
+
+def paired_difference(
+    metric: Metric,
+    true: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    classes: int,
+    groups: Sequence[str] | None = None,
+) -> tuple[float, float, float]:
+    """Return the difference a - b of two answers to the same clips and its 95 % interval: (difference, low, high).
+
+    Both see the same 1,000 resamples of whole `groups` (None: each clip alone). `true`, `a` and `b` are int[n] among
+    the classes for accuracy and macro F1, float[n, axes] for the mean Spearman correlation.
+    """
+    truth, first, second = np.asarray(true), np.asarray(a), np.asarray(b)
+    names = np.arange(len(truth)) if groups is None else np.asarray(groups)
+    if metric == "macro_f1":
+        return bootstrap_paired_macro_f1(truth, first, second, classes, names, n=RESAMPLES)
+    if metric == "accuracy":
+        right = (truth == first, truth == second)
+        return bootstrap_paired_ratio(*right, np.ones(len(truth)), names, n=RESAMPLES)
+
+    def difference(rows: NDArray[np.int64] | slice) -> float:
+        return float(spearman(truth[rows], first[rows]).mean() - spearman(truth[rows], second[rows]).mean())
+
+    whole = difference(slice(None))
+    resampled = [difference(rows) for rows in resamples(len(truth), groups)]
+    effective = _effective_groups(len(truth), groups)
+    return whole, *bootstrap_interval(resampled, whole, effective, limits=(-2.0, 2.0))
+
+
+def score_of(metric: Metric, true: ArrayLike, answer: ArrayLike, classes: int) -> float:
+    """Return one score; arrays as in `paired_difference`."""
+    if metric == "macro_f1":
+        return macro_f1(true, answer, classes)
+    if metric == "accuracy":
+        return float(np.mean(np.asarray(true) == np.asarray(answer)))
+    return float(spearman(true, answer).mean())
 
 
 def resamples(n: int, groups: Sequence[str] | None = None, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -101,8 +151,38 @@ def resamples(n: int, groups: Sequence[str] | None = None, seed: int = 0) -> lis
     return [np.concatenate([members[i] for i in drawn]) for drawn in draws]
 
 
+def _effective_groups(n: int, groups: Sequence[str] | None) -> float:
+    return float(n) if groups is None else effective_groups(np.unique(np.asarray(groups), return_counts=True)[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A file of answers beside the truth, on the clips that count.
+
+    true, answer  int64[n] among `classes` for genre; float64[n, 3] for emotion.
+    """
+
+    task: Set
+    ids: list[str]
+    true: NDArray[Any]
+    answer: NDArray[Any]
+    classes: tuple[str, ...]
+
+
 def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     """Score a list of genres or a solution.txt against a list of the truth; the report has a key `task`.
+
+    Raises:
+        DataError: as `judge`.
+    """
+    judged = judge(submission, truth)
+    if judged.task == "emotion":
+        return {"task": "emotion"} | emotion_report(judged.true, judged.answer)
+    return {"task": "genre"} | genre_report(judged.true, judged.answer, judged.classes)
+
+
+def judge(submission: Path, truth: Path) -> Judged:
+    """Read a list of genres or a solution.txt and lay it beside a list of the truth.
 
     Raw genres of the truth go through the class mapping that lies near it; clips of dropped genres are not judged.
 
@@ -119,7 +199,7 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
         answers = check_submission(submission, true.ids, ())
         assert answers.values is not None
         assert true.values is not None
-        return {"task": "emotion"} | emotion_report(true.values, answers.values)
+        return Judged("emotion", true.ids, true.values, answers.values, ())
     mapping = find_mapping(truth)
     classes = classes_of(mapping)
     assert true.names is not None
@@ -146,7 +226,7 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     if foreign:
         raise DataError(f"{submission}: found the classes {foreign[:5]}, expected {', '.join(classes)}; write it again")
     codes = np.array([(number[str(label[id_])], number[given[id_]]) for id_ in wanted])
-    return {"task": "genre"} | genre_report(codes[:, 0], codes[:, 1], classes)
+    return Judged("genre", wanted, codes[:, 0], codes[:, 1], classes)
 
 
 def report_text(report: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from ntua_lab import data as official
 from ntua_lab.answers import Blend, Unit, load_network, network_answers, pooled_answers, units_of
 from ntua_lab.config import AXES, Config
 from ntua_lab.data import Clips, Set, Split
-from ntua_lab.features import rich, statistics, statistics_for
+from ntua_lab.features import kind_for, statistics_for, statistics_of
 from ntua_lab.inputs import Inputs, of_arrays
 from ntua_lab.model import Network
 from ntua_lab.submission import clips_of
@@ -99,11 +99,10 @@ class FittedRun:
 
     def answer_spectra(self, full: NDArray[np.float32], beat: NDArray[np.float32]) -> Floats:
         """Answer one clip that lies in memory, float32[140, T] in both versions: float64[1, classes + 3]."""
-        kind = self.config.pooled.features
         if set(self.config.members) <= {"prior", "network"}:
             row = np.zeros(1, np.float32)
         else:
-            row = rich(full, beat) if kind == "rich" else statistics(full if kind == "full" else beat)
+            row = statistics_of(kind_for(self.config), full, beat)
         array = full if self.config.input.version == "full" else beat
         return self._blended(row[None], of_arrays([array], self.config.input), np.array([0]))
 

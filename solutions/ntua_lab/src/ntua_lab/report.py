@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from kit_core.atomic import atomic_path, write_text
 from kit_core.console import say
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
+from ntua_lab.compare import Scored, read_scored
 from ntua_lab.config import AXES
-from ntua_lab.evaluation import resamples, spearman
+from ntua_lab.evaluation import Metric, paired_difference
 from ntua_lab.plots import draw_confusion, draw_scatter
 
 LEAST_SHARED = 20  # clips; on fewer a paired interval says nothing
@@ -27,17 +27,17 @@ LEAST_SHARED = 20  # clips; on fewer a paired interval says nothing
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run with its summary and, where it has held-out clips, its out-of-fold answers by clip id."""
+    """A finished run with its summary and, where it has held-out clips, its out-of-fold answers.
+
+    answers  clip id -> row of `oof.parquet`.
+    scored   metric -> the answers that it judges.
+    """
 
     name: str
     preset: str
     summary: dict[str, Any]
     answers: dict[str, dict[str, Any]]
-
-    @property
-    def classes(self) -> list[str]:
-        """Its classes; none where it does not answer genre."""
-        return list(self.summary.get("genre", {}).get("classes", []))
+    scored: dict[Metric, Scored]
 
 
 def write_report(runs: Path, out: Path, reference: str | None = None) -> str:
@@ -91,7 +91,12 @@ def read_runs(folder: Path) -> list[Run]:
         answers: dict[str, dict[str, Any]] = {}
         if (path / "oof.parquet").exists():
             answers = {row["id"]: row for row in pq.read_table(path / "oof.parquet").to_pylist()}
-        found.append(Run(path.relative_to(folder).as_posix(), run.preset, run.summary, answers))
+        scored = {}
+        try:
+            scored = {metric: one for metric in METRICS if (one := read_scored(run, metric)) is not None}
+        except DataError as error:
+            say(f"without paired differences: {error}")
+        found.append(Run(path.relative_to(folder).as_posix(), run.preset, run.summary, answers, scored))
     return found
 
 
@@ -114,29 +119,14 @@ def score_table(runs: list[Run]) -> dict[str, Any]:
     return {"title": "Scores on held-out clips, with 95 % intervals", "headers": headers, "rows": rows}
 
 
-def _accuracy(run: Run, ids: list[str], rows: NDArray[np.int64]) -> float:
-    right = [
-        max(run.classes, key=lambda name: run.answers[ids[i]][f"p_{name}"]) == run.answers[ids[i]]["class"]
-        for i in rows
-    ]
-    return float(np.mean(right))
+METRICS: tuple[Metric, ...] = ("accuracy", "spearman")
 
 
-def _spearman(run: Run, ids: list[str], rows: NDArray[np.int64]) -> float:
-    true, said = (
-        np.array([[run.answers[ids[i]][f"{kind}{axis}"] for axis in AXES] for i in rows]) for kind in ("true_", "")
-    )
-    return float(spearman(true, said).mean())
-
-
-METRICS = {"accuracy": _accuracy, "spearman": _spearman}
-
-
-def difference_table(runs: list[Run], metric: str, reference: str | None) -> dict[str, Any]:
+def difference_table(runs: list[Run], metric: Metric, reference: str | None) -> dict[str, Any]:
     """Paired differences of every run from the reference on the clips that both were scored on."""
     headers = ["run", "reference", "clips", "difference", "95 % interval"]
     table: dict[str, Any] = {"title": f"Paired differences in {metric}", "headers": headers, "rows": []}
-    able = [run for run in runs if _judged(run, metric)]
+    able = [run for run in runs if metric in run.scored and run.scored[metric].axes in ((), AXES)]
     plain = [run for run in able if not any(unit.startswith("network") for unit in run.summary["units"])]
     base = next((run for run in able if run.name == reference), None)
     if base is None and reference is None:
@@ -144,48 +134,16 @@ def difference_table(runs: list[Run], metric: str, reference: str | None) -> dic
     if base is None:
         return table
     for run in able:
-        shared = sorted(_judged(run, metric) & _judged(base, metric))
-        if run is base or len(shared) < LEAST_SHARED:
+        first, second = run.scored[metric].of(base.scored[metric].ids), base.scored[metric].of(run.scored[metric].ids)
+        if run is base or first.classes != second.classes or len(first.ids) < LEAST_SHARED:
             continue
-        everything = np.arange(len(shared))
-        tracks = [run.answers[id_]["track"] for id_ in shared]
-        score = METRICS[metric]
-        difference = score(run, shared, everything) - score(base, shared, everything)
-        low, high = _difference_interval(run, base, metric, shared, tracks)
+        difference, low, high = paired_difference(
+            metric, first.true, first.answer, second.answer, len(first.classes), second.groups
+        )
         table["rows"].append(
-            [run.name, base.name, str(len(shared)), f"{difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+            [run.name, base.name, str(len(first.ids)), f"{difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         )
     return table
-
-
-def _difference_interval(run: Run, base: Run, metric: str, shared: list[str], tracks: list[str]) -> tuple[float, float]:
-    """95 % interval of the difference, whole tracks resampled, both runs on the same resamples."""
-    if metric == "accuracy":  # a mean: one number for each clip is enough
-        each = np.array(
-            [_accuracy(run, [id_], np.array([0])) - _accuracy(base, [id_], np.array([0])) for id_ in shared]
-        )
-        scores = [each[rows].mean() for rows in resamples(len(shared), tracks)]
-    else:
-        arrays = [
-            np.array([[one.answers[id_][f"{kind}{axis}"] for axis in AXES] for id_ in shared])
-            for one, kind in ((run, "true_"), (run, ""), (base, ""))
-        ]
-        scores = [
-            spearman(arrays[0][rows], arrays[1][rows]).mean() - spearman(arrays[0][rows], arrays[2][rows]).mean()
-            for rows in resamples(len(shared), tracks)
-        ]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _judged(run: Run, metric: str) -> set[str]:
-    """Ids of the clips on which a run was scored by a metric."""
-    if metric == "accuracy":
-        return {id_ for id_, row in run.answers.items() if run.classes and row["class"] is not None}
-    emotion = run.summary.get("emotion")
-    if not emotion or tuple(emotion["axes"]) != AXES:
-        return set()
-    return {id_ for id_, row in run.answers.items() if all(np.isfinite(row[f"true_{axis}"]) for axis in AXES)}
 
 
 def draw_run(run: Run) -> list[tuple[str, Figure]]:

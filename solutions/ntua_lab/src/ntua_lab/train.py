@@ -36,7 +36,7 @@ from kit_core.interrupt import Interrupted
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_nn.averaging import WeightAverage
-from kit_splits.folds import assert_groups_whole, group_folds
+from kit_splits.folds import GroupCounts, assert_groups_whole, count_groups, group_folds
 from kit_train.batches import bucketed_batches, random_batches
 from kit_train.fabric import launch
 from kit_train.ranks import (
@@ -94,11 +94,14 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
 
     # 1. Clips that have an answer, and their folds.
     chosen = _clips_of(config, clips)
-    folds = assign_folds([clips.groups[config.data.group][i] for i in chosen], config.data)
+    groups = [clips.groups[config.data.group][i] for i in chosen]
+    counts = count_groups(groups, grouping_of(clips, chosen, config.data.group))
+    say(str(counts))
+    folds = assign_folds(groups, config.data)
     left_out = list(range(config.data.folds)) if config.data.fold == "all" else [config.data.fold]
     units = units_of(config, len(clips.classes))
     if config.train.overfit_batch:
-        return _overfit(config, clips, chosen, units[0], run, started)
+        return _overfit(config, clips, chosen, counts, units[0], run, started)
 
     # 2. What models see.
     ranks = environment_ranks()
@@ -115,9 +118,9 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
             since = time.monotonic()
             if unit.member == "network":
                 assert inputs is not None
-                groups = [clips.groups[config.data.group][i] for i in chosen[fitted]]
+                of_fitted = [groups[place] for place in fitted]
                 network = fit_network(
-                    config, unit, clips, inputs, chosen[fitted], groups, run, str(fold), folder, start
+                    config, unit, clips, inputs, chosen[fitted], of_fitted, run, str(fold), folder, start
                 )
                 answers[held] = network_answers(network, inputs, chosen[held], len(clips.classes), ranks)
             else:
@@ -142,13 +145,21 @@ def train(config: Config, clips: Clips, run: RunFolder, start: Path | None = Non
         "task": config.task,
         "units": [unit.name for unit in units],
         "folds": _folds_text(config.data),
+        **vars(counts),
         "n": len(scored),
         "parameters": count_parameters(_fold_folder(run, left_out[0])),
     }
     if len(scored):
-        blended = blend.apply([answers[scored] for answers in said], len(clips.classes))
+        blended = np.full((len(scored), columns), np.nan)
+        for fold in left_out:
+            fitted, _ = split_fold(folds, fold, config.data)
+            rows = np.flatnonzero(folds[scored] == fold)
+            # The values of an axis come from clips that the fold was fitted on; places need no answers.
+            without = Blend.fit([answers[scored] for answers in said], emotion[fitted], len(clips.classes))
+            blended[rows] = without.apply([answers[scored[rows]] for answers in said], len(clips.classes))
         summary |= _reports(config, clips, chosen[scored], blended)
-        _write_answers(run.file("oof.parquet"), clips, chosen[scored], folds[scored], blended)
+        named = [groups[place] for place in scored]
+        _write_answers(run.file("oof.parquet"), clips, chosen[scored], folds[scored], named, blended)
         if len(units) > 1 and not config.separate:
             summary["score_of_units"] = {
                 unit.name: _reports(config, clips, chosen[scored], answers[scored])["score"]
@@ -312,6 +323,11 @@ def assign_folds(groups: Sequence[str], config: DataConfig) -> Int64:
     folds = group_folds(list(groups), config.folds, seed=config.seed)
     assert_groups_whole(folds, list(groups))
     return folds
+
+
+def grouping_of(clips: Clips, chosen: Int64, group: str) -> str:
+    """Return what the groups of these clips really are: "clip" where the data names no track or artist of any."""
+    return group if any(clips.groups[group][i] != clips.ids[i] for i in chosen) else "clip"
 
 
 def split_fold(folds: Int64, fold: int | str, config: DataConfig) -> tuple[Int64, Int64]:
@@ -517,7 +533,9 @@ def _fit_pooled(
     return pooled_answers(model, unit, table[held], classes)
 
 
-def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFolder, started: float) -> dict[str, Any]:
+def _overfit(
+    config: Config, clips: Clips, chosen: Int64, counts: GroupCounts, unit: Unit, run: RunFolder, started: float
+) -> dict[str, Any]:
     """Learn a few fixed batches by heart: a loop, a loss and a model that are right bring the loss to nearly 0."""
     settings = config.train
     torch.manual_seed(config.seed)
@@ -556,6 +574,7 @@ def _overfit(config: Config, clips: Clips, chosen: Int64, unit: Unit, run: RunFo
         "task": config.task,
         "units": [unit.name],
         "folds": "none",
+        **vars(counts),
         "n": len(drawn),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -601,13 +620,16 @@ def _reports(config: Config, clips: Clips, indices: Int64, answers: Floats) -> d
     return found
 
 
-def _write_answers(path: Path, clips: Clips, indices: Int64, folds: Int64, answers: Floats) -> None:
-    """Keep the out-of-fold answers: a row for every clip."""
+def _write_answers(
+    path: Path, clips: Clips, indices: Int64, folds: Int64, groups: Sequence[str], answers: Floats
+) -> None:
+    """Keep the out-of-fold answers: a row for every clip, with the group that its fold keeps whole."""
     columns: dict[str, Any] = {
         "id": [clips.ids[i] for i in indices],
         "set": [clips.sets[i] for i in indices],
         "artist": [clips.artist[i] for i in indices],
         "track": [clips.track[i] for i in indices],
+        "group": list(groups),
         "fold": folds,
         "class": [clips.classes[k] if k >= 0 else None for k in clips.label[indices]],
     }

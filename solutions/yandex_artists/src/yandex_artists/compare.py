@@ -48,13 +48,13 @@ def compare(a: Path, b: Path, truth: Path | None = None) -> Comparison:
     return _comparison(a, b, score_a, tables[1][1], np.array([artist for _, artist, _ in keys]))
 
 
-def _queries(run: Path) -> tuple[list[tuple[str, str, str]], NDArray[np.float64]]:
+def _queries(run: Path) -> tuple[list[tuple[str, int, str]], NDArray[np.float64]]:
     """Track, artist and fold of every held-out track, and its nDCG@100; NaN where it was not asked for."""
     path = run / QUERIES
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        keys = [(row["trackid"], row["artist"], row["fold"]) for row in rows]
+        keys = [(row["trackid"], int(row["artist"]), row["fold"]) for row in rows]
         return keys, np.array([float(row["score"] or "nan") for row in rows])
     except (OSError, ValueError, KeyError) as error:
         raise DataError(

@@ -1,0 +1,146 @@
+"""What several models of a run are made of and how they answer together, and the statistics that they see."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from scipy.fft import dct
+from sklearn.linear_model import Ridge
+
+from ntua_lab import baseline, features
+from ntua_lab import data as official
+from ntua_lab.answers import load_network, network_answers
+from ntua_lab.cli import main
+from ntua_lab.config import InputConfig, PooledConfig
+from ntua_lab.inputs import Inputs
+
+SMALL = (
+    "--network.channels", "4", "6", "--input.chunk", "24", "--train.epochs", "2", "--train.batch", "8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("members") / "data"
+    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
+    return out
+
+
+def shares_of(run: Path) -> tuple[list[str], np.ndarray]:
+    """Ids and probabilities of the out-of-fold answers."""
+    table = pq.read_table(run / "oof.parquet")
+    columns = [name for name in table.column_names if name.startswith("p_")]
+    return table["id"].to_pylist(), np.stack([table[name].to_numpy() for name in columns], axis=1)
+
+
+def train(preset: str, data: Path, run: Path, *flags: str) -> None:
+    assert main(["train", preset, "--data", str(data), "--run", str(run), *flags]) == 0
+
+
+def test_answers_of_copies_are_averaged(packed: Path, tmp_path: Path) -> None:
+    train("short-chunk-cnn", packed, tmp_path / "run", *SMALL, "--copies", "3")
+    ids, shares = shares_of(tmp_path / "run")
+    clips = official.load(packed)
+    indices = np.array([clips.ids.index(id_) for id_ in ids])
+    inputs = Inputs.of(clips, indices, InputConfig(chunk=24))
+    said = [
+        network_answers(load_network(path)[0], inputs, indices, len(clips.classes))[:, : len(clips.classes)]
+        for path in sorted((tmp_path / "run/models/fold0").iterdir())
+    ]
+    assert len(said) == 3
+    assert np.abs(said[0] - said[1]).max() > 1e-3
+    np.testing.assert_allclose(shares, np.mean(said, axis=0), atol=1e-6)
+
+
+def test_answers_of_members_are_averaged(packed: Path, tmp_path: Path) -> None:
+    each = []
+    for member in ("svm", "linear", "ridge"):
+        train("pooled-svm", packed, tmp_path / member, "--members", member)
+        each.append(shares_of(tmp_path / member))
+    train("pooled-svm", packed, tmp_path / "all", "--members", "svm", "linear", "ridge")
+    ids, shares = shares_of(tmp_path / "all")
+    assert all(one[0] == ids for one in each)
+    np.testing.assert_allclose(shares, np.mean([one[1] for one in each], axis=0), atol=1e-12)
+
+
+def test_transfer_begins_with_the_backbone_of_the_other_run(packed: Path, tmp_path: Path) -> None:
+    train("short-chunk-cnn", packed, tmp_path / "genre", *SMALL, "--data.fold", "none")
+    frozen = ("--train.learning-rate", "1e-12", "--train.ema", "0", "--axes", "valence")
+    train("transfer", packed, tmp_path / "transfer", *SMALL, *frozen, "--start", str(tmp_path / "genre"))
+    start = load_file(tmp_path / "genre/models/whole/network-genre.safetensors")
+    taken = load_file(tmp_path / "transfer/models/fold0/network-valence.safetensors")
+    names = [name for name in start if name.startswith("backbone.") and name.endswith(("weight", "bias"))]
+    assert len(names) >= 6
+    for name in (*names, "mean", "scale"):
+        np.testing.assert_allclose(taken[name], start[name], atol=1e-9)
+    train("cnn-emotion", packed, tmp_path / "random", *SMALL, *frozen)
+    other = load_file(tmp_path / "random/models/fold0/network-valence.safetensors")
+    assert any(np.abs(other[name] - start[name]).max() > 1e-3 for name in names)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_ridge_weighs_classes_alike(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 8)) * 3 + 1
+    target: Any = np.repeat([0, 1, 2], [40, 15, 5]) if classes else rng.random((60, 2))
+    model = baseline.fit("ridge", X, target, classes, PooledConfig(ridge_penalty=0.5), 0)
+    x = (X - X.mean(axis=0)) / X.std(axis=0)
+    if not classes:
+        np.testing.assert_allclose(model.answer(X), Ridge(4.0).fit(x, target).predict(x), atol=1e-9)
+        return
+    weight = np.array([1 / 40, 1 / 15, 1 / 5])[target]
+    weight /= weight.mean()
+    penalised = np.hstack([np.ones((60, 1)), x])  # the normal equations, the intercept free
+    gram = penalised.T @ (weight[:, None] * penalised) + 0.5 * 8 * np.diag([0.0, *[1.0] * 8])
+    wanted = np.where(target[:, None] == np.arange(3), 1.0, -1.0)
+    scores = penalised @ np.linalg.solve(gram, penalised.T @ (weight[:, None] * wanted))
+    shares = np.exp(3 * scores)
+    np.testing.assert_allclose(model.answer(X), shares / shares.sum(axis=1, keepdims=True), atol=1e-9)
+
+
+def test_a_class_without_clips_is_never_the_answer_of_ridge() -> None:
+    rng = np.random.default_rng(0)
+    target = np.repeat([0, 2], 15)
+    X = rng.standard_normal((30, 4)) + target[:, None]
+    answers = baseline.fit("ridge", X, target, 4, PooledConfig(), 0).answer(X)
+    assert set(answers.argmax(axis=1)) <= {0, 2}
+    assert (answers.argmax(axis=1) == target).mean() > 0.8
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.integers(0, 99))
+def test_wide_statistics_of_clips_of_any_length(frames: int, beats: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    full, beat = (
+        np.concatenate([rng.uniform(-80, 0, (128, n)), rng.random((12, n))]).astype(np.float32) for n in (frames, beats)
+    )
+    found = features.wide(full, beat)
+    assert found.shape == (2416,)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[:1536], features.rich(full, beat))
+    silent = features.wide(np.full((140, frames), -80, np.float32), np.full((140, beats), -80, np.float32))
+    assert np.isfinite(silent).all()
+
+
+def test_levels_in_blocks_and_correlations_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    spectra = rng.uniform(-80, 0, (140, 200)).astype(np.float32)
+    found = features.blocks(spectra)
+    bands = spectra[:128].reshape(32, 4, 200).mean(axis=1)
+    slow = np.array([np.sort(bands[5, start : start + 10])[[0, 3, 6, 9]] for start in range(0, 191, 5)])
+    np.testing.assert_allclose(found[:128].reshape(32, 4)[5], np.percentile(slow, 90, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found[128:256].reshape(32, 4)[5], np.median(slow, axis=0), rtol=1e-5)
+    louder = features.blocks(spectra + 7)
+    np.testing.assert_allclose(louder[:256], found[:256] + 7, rtol=1e-5)
+    np.testing.assert_allclose(louder[256:], found[256:], atol=1e-4)  # rises and ranges know no level
+    cepstra = dct(spectra[:128], axis=0, norm="ortho")[:20]
+    expected = np.corrcoef(cepstra)[np.triu_indices(20, 1)]
+    np.testing.assert_allclose(features.cepstral(spectra)[:190], expected, atol=1e-5)
+    changes = np.corrcoef(np.diff(cepstra, axis=1))[np.triu_indices(20, 1)]
+    np.testing.assert_allclose(features.cepstral(spectra)[190:380], changes, atol=1e-5)
