@@ -1,5 +1,7 @@
 """`check` and `evaluate` against the organisers' script, written down plainly, on everything that it accepts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
