@@ -144,6 +144,14 @@ def test_transform_and_level():
     assert low < narrow_low < narrow_high < high
 
 
+@pytest.mark.parametrize("transform", [np.log, np.arctanh, lambda ratio: 1 / ratio])
+def test_a_transform_with_a_pole_at_a_limit_gives_no_warning(transform):
+    values = np.random.default_rng(11).uniform(0.1, 0.9, 60)
+    low, high = bootstrap_ratio(values, np.ones(60), np.arange(60), transform=transform)
+    assert np.isfinite([low, high]).all()
+    assert low < transform(values.mean()) < high
+
+
 def test_seeds_repeat():
     rows = clusters(6)
     assert bootstrap_ratio(*rows, seed=1) == bootstrap_ratio(*rows, seed=1)

@@ -17,7 +17,7 @@ from ai4code.decode import Placement, decode, median_gap
 from ai4code.diffusion import Diffusion, clean_places, ddim, noised, place_loss, signal_share, unknown
 from ai4code.encoder import encode, encoder_digest, open_encoder, tokenize
 from ai4code.features import View, describe
-from ai4code.network import NotebookNet, mean_place
+from ai4code.network import Attention, Dropout, NotebookNet, mean_place
 from ai4code.neural import (
     Listwise,
     answer_items,
@@ -487,3 +487,31 @@ def test_names_of_a_hub_are_refused_in_words(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError):
         open_encoder(tmp_path / "nothing")
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_that_of_pytorch() -> None:
+    torch.manual_seed(0)
+    attention, hidden = Attention(16, 4), torch.randn(2, 6, 16)
+    bias = torch.randn(2, 4, 6, 6)
+    bias[1, :, :, 4:] = -torch.inf  # padding
+    query, key, value = attention.enter(hidden).view(2, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    expected = attention.leave(mixed.transpose(1, 2).reshape(2, 6, 16))
+    torch.testing.assert_close(attention(hidden, bias), expected)
+
+
+def test_dropout_keeps_the_mean_and_follows_the_seed() -> None:
+    dropout, ones = Dropout(0.25), torch.ones(1001, 301)  # not a multiple of the eight bytes of a word
+    torch.manual_seed(3)
+    first = dropout(ones)
+    torch.manual_seed(3)
+    assert torch.equal(first, dropout(ones))
+    assert not torch.equal(first, dropout(ones))
+    assert first.unique().tolist() == pytest.approx([0.0, 256 / 192])
+    assert (first == 0).float().mean() == pytest.approx(0.25, abs=0.005)
+    assert (first == 0).float().mean(dim=0) == pytest.approx(0.25, abs=0.1)  # no column apart
+    assert torch.equal(dropout.eval()(ones), ones)
+    assert torch.equal(Dropout(0.0)(ones), ones)

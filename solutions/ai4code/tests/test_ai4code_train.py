@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from ai4code import cli
 from ai4code import train as training
+from ai4code.boosting import Joint
+from ai4code.compare import SCORED_FILE
 from ai4code.config import (
     BlendConfig,
     Config,
@@ -26,12 +29,15 @@ from ai4code.config import (
     TreesConfig,
 )
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement, decode_jointly
-from ai4code.features import View
-from ai4code.infer import FittedRun, predict_orders
+from ai4code.decode import Placement, decode_jointly, spread
+from ai4code.features import View, describe
+from ai4code.infer import FittedRun, place_with_runs, predict_orders
+from ai4code.neural import Listwise
 from ai4code.sample import write_sample
 from ai4code.submission import read_orders
+from ai4code.text import TextModel
 from ai4code.train import assign_folds, fold_folder, report_placements, split_fold, train
+from ai4code.words import word_source
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
@@ -201,6 +207,26 @@ def test_held_out_labels_do_not_change_a_fold(notebooks: Notebooks, tmp_path: Pa
     assert first["score"] != second["score"]
 
 
+def test_every_family_is_held_out_as_a_whole(
+    blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert notebooks.ancestors is not None
+    sizes = Counter(notebooks.ancestors)
+    assert max(sizes.values()) > 1  # else there is nothing to cut
+    path, summary = blend
+    table = pq.read_table(path / SCORED_FILE).to_pydict()
+    assert sorted(table["id"]) == sorted(notebooks.ids)
+    folds_of: dict[str, set[int]] = {}
+    for id_, fold in zip(table["id"], table["fold"], strict=True):
+        folds_of.setdefault(notebooks.ancestors[notebooks.ids.index(id_)], set()).add(fold)
+    assert all(len(folds) == 1 for folds in folds_of.values())
+    assert set().union(*folds_of.values()) == {0, 1}
+    counts = {"group_by": "ancestor", "n_groups": len(sizes), "largest_group": max(sizes.values())}
+    assert {name: summary[name] for name in counts} == counts
+    run_training(Config(members=("middle",)), notebooks, tmp_path / "run")
+    assert f"groups: {len(sizes)} by ancestor, the largest of {max(sizes.values())}" in capsys.readouterr().err
+
+
 def test_no_fold_left_out(notebooks: Notebooks, tmp_path: Path) -> None:
     summary = run_training(small(Config(members=("position",)), fold="none"), notebooks, tmp_path / "run")
     assert (summary["score"], summary["n"], summary["folds"]) == (None, 0, "none")
@@ -245,6 +271,21 @@ def test_blend_weights_for_a_fold_do_not_use_that_fold(
         return [training._true_gaps(notebooks, int(i)).tolist() for i in np.flatnonzero(wanted)]
 
     assert chosen == [truth(folds >= 0), *(truth(folds != fold) for fold in range(3))]
+
+
+def test_no_weights_are_chosen_where_nothing_else_is_held_out_or_none_are_asked_for(
+    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any) -> np.ndarray:
+        raise AssertionError("weights were chosen")
+
+    monkeypatch.setattr(training, "fit_weights", never)
+    half = {"as-given": 0.5, "middle": 0.5}
+    one_fold = small(Config(members=("as-given", "middle")), fold=1)
+    assert run_training(one_fold, notebooks, tmp_path / "one")["members"] == half
+    equal = small(Config(members=("as-given", "middle"), blend=BlendConfig(weights="equal")))
+    assert run_training(equal, notebooks, tmp_path / "equal")["members"] == half
+    assert json.loads((tmp_path / "equal" / "weights.json").read_text()) == half
 
 
 # --- repeatability and resumption ------------------------------------------------------------------------------------
@@ -300,6 +341,74 @@ def test_a_resumed_run_equals_an_unbroken_one(
     assert without_seconds(resumed) == without_seconds(summary)
 
 
+NETWORKS = small(
+    Config(
+        members=("singular-listwise", "listwise", "joint"),
+        joint_reads=("singular-listwise", "listwise"),
+        blend=BlendConfig(weights="equal"),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def networks(
+    notebooks: Notebooks, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("train") / "networks"
+    return path, run_training(with_encoder(NETWORKS, tiny_encoder), notebooks, path)
+
+
+def with_encoder(config: Config, folder: Path) -> Config:
+    return replace(config, encoder=replace(config.encoder, folder=folder))
+
+
+def test_inference_is_the_mean_over_members_folds_and_runs(
+    networks: tuple[Path, dict[str, Any]], blend: tuple[Path, dict[str, Any]], tiny_encoder: Path, data: Path
+) -> None:
+    """Every stored model is loaded by itself, and plain means are taken."""
+    test = load(data, "test", workers=1)
+    config = with_encoder(NETWORKS, tiny_encoder)
+    table = describe(test, word_source(None), config.text.longest)
+
+    def mean(answers: list[list[np.ndarray]]) -> list[np.ndarray]:
+        return [np.mean(of_one, axis=0) for of_one in zip(*answers, strict=True)]
+
+    def known(placements: list[Placement]) -> list[np.ndarray]:
+        return [placement.gap_probability for placement in placements]  # type: ignore[misc]  # all are known
+
+    def told(probability: list[np.ndarray]) -> list[Placement]:
+        return [Placement(p @ np.arange(p.shape[1]), p) for p in probability]
+
+    singular, listwise, joint = [], [], []
+    for fold in (0, 1):
+        folder = fold_folder(networks[0], fold)
+        view = View.of(table, TextModel.load(folder / "text.safetensors"))
+        words = replace(config.encoder, vectors="singular")
+        singular.append(known(Listwise.load(folder, words, "singular-listwise").place(view)))
+        listwise.append(known(Listwise.load(folder, config.encoder).place(view)))
+        joint.append(known(Joint.load(folder).place(view, told(mean([singular[-1], listwise[-1]])))))
+    members = [mean(answers) for answers in (singular, listwise, joint)]
+    first = mean(members)
+    run = FittedRun.open(networks[0])
+    for found, expected in zip(run.place(test), first, strict=True):
+        np.testing.assert_allclose(found.gap_probability, expected, atol=1e-6)
+    for part in (*members, singular[0], singular[1]):  # no single part passes for the whole
+        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, part, strict=True))
+    for fold in (0, 1):
+        alone = mean([singular[fold], listwise[fold], joint[fold]])
+        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, alone, strict=True))
+
+    second = [
+        spread(placement, int(test.n_code[i]), BLEND.blend.position_error).gap_probability
+        for i, placement in enumerate(FittedRun.open(blend[0]).place(test))
+    ]
+    both = place_with_runs([run, FittedRun.open(blend[0])], test)
+    for found, a, b in zip(both, first, second, strict=True):
+        assert b is not None
+        np.testing.assert_allclose(found.gap_probability, (a + b) / 2, atol=1e-6)
+        assert not np.allclose(a, b, atol=1e-3)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +448,9 @@ def test_impossible_settings_are_refused() -> None:
         ({"members": ()}, "members"),
         ({"members": ("gaps", "gaps")}, "members"),
         ({"members": ("joint", "gaps")}, "gaps"),
+        ({"members": ("gaps", "joint"), "joint_reads": ("listwise",)}, "'listwise' must stand before"),
+        ({"members": ("gaps", "joint"), "joint_reads": ()}, "joint_reads: found nothing"),
+        ({"members": ("singular-listwise",), "text": TextConfig(components=0)}, "text.components"),
         ({"members": ("gaps", "joint"), "data": DataConfig(fold="none")}, "data.fold"),
         ({"members": ("gaps", "position"), "data": DataConfig(fold="none")}, "blend weights"),
         ({"data": DataConfig(folds=1)}, "data.folds"),

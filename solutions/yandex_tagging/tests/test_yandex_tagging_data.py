@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from hypothesis.extra import numpy as arrays
 from kit_core.errors import ConfigError
 from kit_io.ragged import RaggedPack
 from yandex_tagging import data
+from yandex_tagging.config import DataConfig
 from yandex_tagging.data import fingerprint, load, prepare, read_truth, read_wanted, splits_in
 from yandex_tagging.submission import align_submission, check_submission, read_submission, write_submission
+from yandex_tagging.train import assign_folds
 
 DIM = 6
 TRAIN = {17: "0,2,5", 3: "1", 40: "0,1", 8: "2,3,4", 0: "0", 21: "5"}
@@ -198,7 +201,10 @@ def test_other_ways_to_store_floats_are_read(official: Path, stored: Callable[[A
 
 def test_names_of_tags_and_groups_are_read_where_they_are(official: Path, tmp_path: Path) -> None:
     (official / "tag_names.txt").write_text("rock\njazz\nпоп\nd\ne\nf\nnever used\n", encoding="utf-8")
-    (official / "groups.csv").write_text("track,group\n17,a\n3,b\n40,a\n0,b\n")
+    groups = {track: str(track) for track in TRAIN} | {17: "a", 3: "b", 40: "a", 0: "b"}
+    (official / "groups.csv").write_text(
+        "track,group\n" + "".join(f"{track},{group}\n" for track, group in groups.items())
+    )
     prepare(official, tmp_path / "packed")
     for path in (official, tmp_path / "packed"):
         tracks = load(path)
@@ -209,7 +215,7 @@ def test_names_of_tags_and_groups_are_read_where_they_are(official: Path, tmp_pa
         by_track = dict(zip(tracks.ids, tracks.groups.tolist(), strict=True))
         assert by_track[17] == by_track[40]
         assert by_track[3] == by_track[0]
-        assert len(set(by_track.values())) == 4
+        assert len(set(by_track.values())) == len(TRAIN) - 2
         assert load(path, "test").groups is None
 
 
@@ -427,3 +433,20 @@ def test_the_stand_in_is_packed_without_loss() -> None:
     for row in (0, 900, 1874):
         stored = np.load(folder / "track_embeddings" / f"{tracks.ids[row]}.npy")
         np.testing.assert_array_equal(tracks.pack.item(tracks.rows[row]), stored.astype(np.float32))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "n_groups", "largest"), [("tagging-mini", 585, 81), ("music-tags", 86, 28)])
+def test_folds_cut_no_group_of_the_stand_ins(name: str, n_groups: int, largest: int) -> None:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    with (folder / "groups.csv").open(newline="") as file:
+        group_of = {int(row["track"]): row["group"] for row in csv.DictReader(file)}
+    tracks = load(folder)
+    assert sorted(group_of) == sorted(tracks.ids)
+    assert Counter(group_of.values()).most_common(1)[0][1] == largest
+    for n_folds, seed in ((3, 0), (5, 0), (5, 1), (10, 2)):
+        folds, _ = assign_folds(tracks, DataConfig(n_folds=n_folds, seed=seed))  # type: ignore[arg-type]
+        found = {(group_of[track], fold) for track, fold in zip(tracks.ids, folds.tolist(), strict=True)}
+        assert len(found) == len(set(group_of.values())) == n_groups

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from kit_io.ragged import RaggedPack
@@ -22,8 +23,10 @@ from kit_train.fabric import launch
 from kit_train.weights import load_weights
 from yandex_tagging import infer as inference
 from yandex_tagging import train as training
+from yandex_tagging.baseline import Logistic, load_classic
 from yandex_tagging.blend import Blend
 from yandex_tagging.config import (
+    PRESETS,
     AugmentConfig,
     BlendConfig,
     ClassicConfig,
@@ -241,6 +244,25 @@ def test_an_ensemble_keeps_its_members_and_resumes(weights: Any, tracks: Tracks,
     assert probabilities.max() <= 1
 
 
+def test_the_weights_of_a_fold_come_from_the_other_folds(tracks: Tracks, tmp_path: Path) -> None:
+    presets = write_presets(tmp_path / "presets")
+    settings = BlendConfig(weights="per-tag", shrinkage=1.0, rounds=20)
+    config = config_of(model="ensemble", members=("near", "linear"), blend=settings)
+    fit(config, tracks, tmp_path / "run", presets=presets)
+    assert tracks.tags is not None
+    members = [out_of_fold(tmp_path / "run" / "members" / name) for name in ("near", "linear")]
+    folds = np.array(pq.read_table(tmp_path / "run" / "oof.parquet")["fold"].to_pylist())
+    blended = out_of_fold(tmp_path / "run")
+    final = Blend.load(tmp_path / "run" / "blend.safetensors")
+    for fold in range(3):
+        others, inside = folds != fold, folds == fold
+        expected = Blend.fit([one[others] for one in members], tracks.tags[others], **dataclasses.asdict(settings))
+        kept = Blend.load(tmp_path / "run" / f"blend-fold{fold}.safetensors")
+        np.testing.assert_allclose(kept.weights, expected.weights)
+        assert np.abs(kept.weights - final.weights).max() > 0.03  # which knows the labels of this fold
+        np.testing.assert_allclose(blended[inside], expected.mix([one[inside] for one in members]), atol=1e-5)
+
+
 def test_a_blend_scales_weighs_and_returns_to_the_members_scale() -> None:
     generator = np.random.default_rng(0)
     tags = generator.random((400, 3)) < 0.3
@@ -332,26 +354,139 @@ def test_rates_by_share_of_the_steps(schedule: Any, factors: list[float]) -> Non
     assert training.rate_factor(OptimConfig(schedule="plateau"), 0.3, 0.25) == 0.25
 
 
+def write_groups(path: Path, ids: list[int], group: Callable[[int], object]) -> Path:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    lines = [delimiter.join([str(track), str(group(track)), "x"]) for track in ids]
+    path.write_text("\n".join([delimiter.join(["trackid", "artistid", "path"]), *lines]) + "\n")
+    return path
+
+
 def test_groups_are_read_and_kept_in_one_fold(tracks: Tracks, tmp_path: Path) -> None:
-    path = tmp_path / "groups.tsv"
-    lines = [f"{track}\t{track % 10}\tx" for track in tracks.ids if track % 7]
-    path.write_text("trackid\tartistid\tpath\n" + "\n".join(lines) + "\n")
+    path = write_groups(tmp_path / "groups.tsv", tracks.ids, lambda track: track % 13)
     groups = read_groups(path, tracks.ids)
-    alone = [i for i, track in enumerate(tracks.ids) if track % 7 == 0]
-    assert len(np.unique(groups)) == 10 + len(alone)
-    folds, _ = training.assign_folds(tracks, DataConfig(n_folds=3, groups=path))
-    for group in np.unique(groups):
-        assert len(np.unique(folds[groups == group])) == 1
+    assert len(np.unique(groups)) == 13
+    config = config_of(model="knn", data=DataConfig(n_folds=3, groups=path))
+    # Without these groups the folds cut them, so what follows is not true of any folds.
+    folds, _ = training.assign_folds(tracks, DataConfig(n_folds=3))
+    assert max(len(np.unique(folds[groups == group])) for group in range(13)) > 1
+    summary = fit(config, tracks, tmp_path / "run")
+    table = pq.read_table(tmp_path / "run" / "oof.parquet").to_pydict()
+    folds_of_group: dict[int, set[int]] = {}
+    for track, fold in zip(table["track"], table["fold"], strict=True):
+        folds_of_group.setdefault(track % 13, set()).add(fold)
+    assert {len(found) for found in folds_of_group.values()} == {1}
+    assert len(set(table["group"])) == 13
+    assert (summary["group_by"], summary["n_groups"]) == ("groups groups.tsv", 13)
+    assert summary["largest_group"] == np.bincount(np.array(tracks.ids) % 13).max()
+
+
+def test_groups_of_the_data_are_the_default(tracks: Tracks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = np.array([track % 20 for track in tracks.ids])
+    with_groups = dataclasses.replace(tracks, groups=own)
+    folds, groups = training.assign_folds(with_groups, DataConfig(n_folds=3))
+    np.testing.assert_array_equal(groups, own)
+    assert all(len(np.unique(folds[own == group])) == 1 for group in range(20))
+    summary = fit(config_of(model="knn"), with_groups, tmp_path / "own")
+    assert (summary["group_by"], summary["n_groups"]) == ("series (groups.csv)", 20)
+    assert f"groups: 20 by series (groups.csv), the largest of {summary['largest_group']}" in capsys.readouterr().err
+    summary = fit(config_of(model="knn"), tracks, tmp_path / "none")
+    assert (summary["group_by"], summary["n_groups"], summary["largest_group"]) == ("track", N, 1)
+
+
+def test_a_file_of_groups_that_is_not_complete_is_refused(
+    tracks: Tracks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = write_groups(tmp_path / "some.csv", [track for track in tracks.ids if track % 7], lambda track: track % 10)
+    without = [track for track in tracks.ids if track % 7 == 0]
+    with pytest.raises(DataError) as refused:
+        training.assign_folds(tracks, DataConfig(n_folds=3, groups=some))
+    text = str(refused.value)
+    assert text.startswith(f"{some}: {len(without)} problems\n")
+    assert all(f"track {track}: found no row" in text for track in without[:5])
+    assert f"track {without[5]}:" not in text
+    assert f"and {len(without) - 5} more" in text
     for content, words in (
-        ("a,b\n1,x\n", "found none of the 150 tracks"),
+        ("a,b\n1,x\n", "150 problems"),
         ("a,b\n10.0,x\n", r"line 2: found 10\.0,x"),
         ("a,b\n1001\n", "line 2"),
+        ("a,b\n1001, \n", "line 2"),
+        ("a,b\n1001,x\n1002,x\n1001,x\n", "line 4: found track 1001 a second time"),
     ):
         (tmp_path / "wrong.csv").write_text(content)
         with pytest.raises(DataError, match=words):
             read_groups(tmp_path / "wrong.csv", tracks.ids)
     with pytest.raises(DataError, match="cannot be read as groups"):
         read_groups(tmp_path / "absent.csv", tracks.ids)
+    more = write_groups(tmp_path / "more.csv", [*tracks.ids, 7, 8], lambda track: track % 10)
+    assert len(np.unique(read_groups(more, tracks.ids))) == 10
+    assert "ignores 2 rows of tracks that are not in this split" in capsys.readouterr().err
+
+
+def test_a_choice_on_the_scored_fold_is_told(tracks: Tracks, tmp_path: Path) -> None:
+    one = DataConfig(n_folds=3, fold=0)
+    optim = dataclasses.replace(OPTIM, epochs=1)
+    assert fit(config_of(data=one, optim=optim), tracks, tmp_path / "last")["selected_on_scored_fold"] is False
+    best = dataclasses.replace(optim, keep="best")
+    assert fit(config_of(data=one, optim=best), tracks, tmp_path / "best")["selected_on_scored_fold"] is True
+    for changes in ({"patience": 2}, {"schedule": "plateau"}):
+        assert training.selects_on_scored_fold(config_of(optim=dataclasses.replace(OPTIM, **changes)))  # type: ignore[arg-type]
+    assert not training.selects_on_scored_fold(config_of(model="knn", optim=best))
+
+
+def test_one_deviation_for_all_dimensions(tracks: Tracks, tmp_path: Path) -> None:
+    """From the frames of the fitted tracks alone; the mean of each dimension is its own with either setting."""
+    data, optim = DataConfig(n_folds=3, fold=0), dataclasses.replace(OPTIM, epochs=1)
+    folds, _ = training.assign_folds(tracks, data)
+    frames = np.concatenate([tracks.pack.item(i) for i in np.flatnonzero(folds != 0)])
+    for common in (False, True):
+        network = dataclasses.replace(NETWORK, common_scale=common)
+        fit(config_of(data=data, optim=optim, network=network), tracks, tmp_path / str(common))
+        weights, _ = load_weights(tmp_path / str(common) / "checkpoints" / "fold0-copy0.safetensors")
+        np.testing.assert_allclose(weights["mean"], frames.mean(0), atol=1e-5)
+        expected = np.full(DIM, np.sqrt(frames.var(0).mean())) if common else frames.std(0)
+        np.testing.assert_allclose(weights["deviation"], expected, rtol=1e-4)
+
+
+def test_presets_for_small_data_choose_nothing_on_the_scored_fold() -> None:
+    for name in preset_names(PRESETS):
+        chosen = training.selects_on_scored_fold(load_preset(Config, PRESETS, name))
+        assert chosen == (name == "conformer"), name
+
+
+def test_logistic_regression_does_not_depend_on_the_number_of_threads() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(700, 120)).astype(np.float32) @ generator.normal(size=(120, 120))
+    tags = features[:, :20] + 3 * generator.normal(size=(700, 20)) > np.linspace(0, 25, 20)
+    before = torch.get_num_threads()
+    logits = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            logits.append(Logistic.fit(features.astype(np.float32), tags, C=0.1).logits(features))
+    finally:
+        torch.set_num_threads(before)
+    assert np.abs(logits[0]).max() > 3
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_logistic_regression_is_at_its_minimum(unit_norm: bool, tmp_path: Path) -> None:
+    """As scikit-learn's, tag by tag; read back, it answers the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = np.random.default_rng(1)
+    features = (generator.normal(size=(300, 30)) @ generator.normal(size=(30, 30))).astype(np.float32)
+    tags = features[:, :4] + 3 * generator.normal(size=(300, 4)) > np.array([0, 3, 6, 9])
+    model = Logistic.fit(features, tags, C=3.0 if unit_norm else 0.2, unit_norm=unit_norm)
+    found = model.logits(features)
+    scaled = (features - features.mean(0)) / features.std(0)
+    if unit_norm:
+        scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+    for tag in range(4):
+        expected = LogisticRegression(C=3.0 if unit_norm else 0.2, tol=1e-10, max_iter=5000).fit(scaled, tags[:, tag])
+        np.testing.assert_allclose(found[:, tag], expected.decision_function(scaled), atol=2e-3)
+    model.save(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(load_classic(tmp_path / "model.safetensors").logits(features), found)
 
 
 def test_training_needs_tags(tracks: Tracks, tmp_path: Path) -> None:
@@ -383,6 +518,10 @@ def test_predict_prints_tags_and_draws_frames(fitted_run: Path, tracks: Tracks, 
     assert len(lines) == 4
     assert lines[2].startswith("tag ")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    probabilities = [float(line.split()[-1]) for line in predict_file(tmp_path / "track.npy", [run]).splitlines()[2:]]
+    assert len(probabilities) == TAGS
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert probabilities[0] > probabilities[-1]
     (tmp_path / "names.txt").write_text("\n".join(f"name{tag}" for tag in range(TAGS)))
     assert "name" in predict_file(tmp_path / "track.npy", [run], top=1, names=tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("one\n")

@@ -226,5 +226,6 @@ def _limits(numerator: ArrayLike, denominator: ArrayLike, transform: Transform) 
     """What the transformed ratio cannot pass, given the signs and sizes of its rows."""
     part, whole = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     ends = np.array([0.0 if (part >= 0).all() else -np.inf, 1.0 if (part <= whole).all() else np.inf])
-    low, high = np.sort(transform(ends))
+    with np.errstate(all="ignore"):  # a limit may be a pole of the transform, as 0 is of the logarithm
+        low, high = np.sort(transform(ends))
     return (-np.inf if np.isnan(low) else float(low)), (np.inf if np.isnan(high) else float(high))

@@ -19,6 +19,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
+from kit_core.errors import ConfigError
 from kit_train.parallel import in_ranks, open_run
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
@@ -99,6 +100,28 @@ def evaluate(submission: Path, truth: Path, data: Path | None = None, json_: Jso
     print(json.dumps(report) if json_ else report_text(report))
 
 
+def compare(
+    a: Positional[Path],
+    b: Positional[Path],
+    truth: Path | None = None,
+    ancestors: Path | None = None,
+    json_: Json = False,
+) -> None:
+    """Paired bootstrap of A - B: two finished runs (out of fold), or two submissions with --truth.
+
+    --ancestors: train_ancestors.csv of the notebooks, where the truth is a csv without families.
+    """
+    from ai4code.compare import compare_runs, compare_submissions
+
+    if truth is None:
+        if ancestors is not None:
+            raise ConfigError("--ancestors: two runs know the families of their notebooks; leave it out")
+        comparison = compare_runs(a, b)
+    else:
+        comparison = compare_submissions(a, b, truth, ancestors)
+    print(comparison.render(as_json=json_))
+
+
 def predict(notebook: Positional[Path], run: Runs, write: Path | None = None) -> None:
     """Print the order that a run would give an .ipynb file, and which cells look misplaced."""
     from ai4code.infer import FittedRun
@@ -121,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizers: dict[str, cli.Verb] = {"train": tokenizer.train_command, "report": tokenizer.report_command}
     verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict, "tokenizer": tokenizers, "weights": weights, "job": jobs.VERBS,
+        "evaluate": evaluate, "compare": compare, "predict": predict, "tokenizer": tokenizers, "weights": weights,
+        "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("ai4code", verbs, (Config, PRESETS), argv)
 

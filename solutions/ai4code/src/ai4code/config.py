@@ -8,10 +8,11 @@ from kit_train.config import FabricConfig
 
 Member = Literal[
     "as-given", "middle", "similarity", "position", "ranker", "mlp", "gaps", "joint", "listwise", "twin", "diffusion",
-    "pointwise", "pairwise", "text-listwise", "seed-listwise",
+    "pointwise", "pairwise", "text-listwise", "seed-listwise", "singular-listwise",
 ]  # fmt: skip
-FROZEN: frozenset[Member] = frozenset({"listwise", "twin", "diffusion"})
-"""Members that read vectors of cells which are made before their training (`encoder`)."""
+FROZEN: frozenset[Member] = frozenset({"listwise", "twin", "diffusion", "singular-listwise"})
+"""Members that read vectors of cells which are made before their training (`encoder`); singular-listwise is `listwise`
+with `encoder.vectors` singular, whatever that of the others is."""
 TUNED: frozenset[Member] = frozenset({"pointwise", "pairwise", "text-listwise", "seed-listwise"})
 """Members whose text encoder is trained with them (`transformer`)."""
 SHARED = FROZEN | TUNED
@@ -234,6 +235,8 @@ class BlendConfig:
         ValueError: no round, or an error that is not above 0.
     """
 
+    weights: Literal["fitted", "equal"] = "fitted"
+    """fitted: weights for each fold are found on the other folds; equal: all members count alike, nothing is chosen."""
     rounds: int = 30
     """Rounds of greedy selection of member weights on out-of-fold distributions."""
     position_error: float = 0.17
@@ -255,7 +258,9 @@ class Config:
     """
 
     members: tuple[Member, ...] = ("position",)
-    """Models to fit; several are blended by weights found out of fold. `joint` builds on `gaps` and must follow it."""
+    """Models to fit; several are blended. `joint` must follow the members whose answers it reads (`joint_reads`)."""
+    joint_reads: tuple[Literal["gaps", "listwise", "singular-listwise"], ...] = ("gaps",)
+    """Members whose mean out-of-fold answers are inputs of `joint`."""
     seed: int = 0
     """Seed of every model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -287,8 +292,13 @@ class Config:
         if self.data.limit is not None and self.data.limit < 1:
             raise ValueError(f"data.limit: found {self.data.limit}, expected 1 or more notebooks")
         if "joint" in self.members:
-            if "gaps" not in self.members[: self.members.index("joint")]:
-                raise ValueError("members: 'joint' reads the answers of 'gaps', so 'gaps' must stand before it")
+            if not self.joint_reads:
+                raise ValueError("joint_reads: found nothing, expected one or more members")
+            for first in self.joint_reads:
+                if first not in self.members[: self.members.index("joint")]:
+                    raise ValueError(
+                        f"members: 'joint' reads the answers of '{first}', so '{first}' must stand before it"
+                    )
             if self.data.fold != "all":
                 raise ValueError(
                     f"data.fold: found {self.data.fold!r}, expected 'all': 'joint' learns from out-of-fold answers"
@@ -299,14 +309,25 @@ class Config:
             raise ValueError(f"text.character_share: found {self.text.character_share}, expected 0..1")
         if self.text.longest < 1:
             raise ValueError(f"text.longest: found {self.text.longest}, expected 1 or more words")
-        if self.encoder.vectors == "singular" and self.text.components < 1 and not FROZEN.isdisjoint(self.members):
+        if self.reads_singular and self.text.components < 1:
             raise ValueError(
                 f"text.components: found {self.text.components}, expected 1 or more, of which encoder.vectors "
-                "'singular' makes the vectors of cells"
+                "'singular' and the member 'singular-listwise' make the vectors of cells"
             )
         if self.fabric.devices > 1 and not self.shares_work:
             members = ", ".join(self.members)
             raise ValueError(f"fabric.devices: found {self.fabric.devices}, expected 1: nothing to share in {members}")
+
+    @property
+    def reads_singular(self) -> bool:
+        """Whether a network reads the singular vectors of the text model."""
+        frozen = FROZEN.intersection(self.members)
+        return "singular-listwise" in frozen or (self.encoder.vectors == "singular" and bool(frozen))
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether a network reads vectors of the encoder's folder."""
+        return self.encoder.vectors == "folder" and bool(FROZEN.intersection(self.members) - {"singular-listwise"})
 
     @property
     def shares_work(self) -> bool:

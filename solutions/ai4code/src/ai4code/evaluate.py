@@ -32,7 +32,9 @@ def _tau_only(ranks: PredictedRanks) -> dict[str, Any]:
     lengths = np.diff(ranks.offsets)
     inversions = inversions_per_segment(ranks.true_rank, ranks.offsets)
     pairs = lengths * (lengths - 1)
-    interval = bootstrap_ratio(4.0 * inversions, pairs, np.array(ranks.groups), transform=lambda lost: 1.0 - lost)
+    interval = bootstrap_ratio(
+        4.0 * inversions, pairs, np.array(ranks.groups), transform=lambda lost: 1.0 - lost, limits=(-1.0, 1.0)
+    )
     return {
         "n_notebooks": len(lengths),
         "n_cells": int(lengths.sum()),

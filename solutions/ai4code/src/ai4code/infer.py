@@ -29,7 +29,7 @@ NOTEBOOKS_PER_CHUNK = 500
 
 @dataclass(frozen=True)
 class FoldModels:
-    """What one fold left: its text model and its members; `joint` apart, since it builds on `gaps`."""
+    """What one fold left: its text model and its members; `joint` apart, since it reads the answers of another one."""
 
     text: TextModel
     members: dict[Member, FittedMember]
@@ -84,7 +84,10 @@ class FittedRun:
         for fold in self.folds:
             view = View.of(table, fold.text)
             for member in members:
-                by_member[member].append(_place(fold, member, view))
+                if member == "joint":
+                    by_member[member].append(self._place_joint(fold, view, by_member))
+                else:
+                    by_member[member].append(fold.members[member].place(view))
         averaged = {
             member: [average(answers) for answers in zip(*of_folds, strict=True)]
             for member, of_folds in by_member.items()
@@ -97,6 +100,17 @@ class FittedRun:
             mix([spread(answer, int(notebooks.n_code[i]), error) for answer in answers], weights)
             for i, answers in enumerate(zip(*averaged.values(), strict=True))
         ]
+
+    def _place_joint(
+        self, fold: FoldModels, view: View, by_member: dict[Member, list[list[Placement]]]
+    ) -> list[Placement]:
+        """Answer by `joint` of a fold; what it reads is taken over where this fold answered so just now."""
+        assert fold.joint is not None
+        reads = self.config.joint_reads
+        if reads == ("gaps",) and isinstance(gaps := fold.members["gaps"], Gaps):
+            return fold.joint.place_after(view, gaps)
+        first = [by_member[member][-1] if member in by_member else fold.members[member].place(view) for member in reads]
+        return fold.joint.place(view, [average(answers) for answers in zip(*first, strict=True)])
 
 
 def place_with_runs(runs: Sequence[FittedRun], notebooks: Notebooks) -> list[Placement]:
@@ -132,12 +146,3 @@ def _load_fold(folder: Path, config: Config) -> FoldModels:
     }
     joint = Joint.load(folder) if "joint" in config.members else None
     return FoldModels(TextModel.load(folder / "text.safetensors"), members, joint)
-
-
-def _place(fold: FoldModels, member: Member, view: View) -> list[Placement]:
-    if member != "joint":
-        return fold.members[member].place(view)
-    gaps, joint = fold.members["gaps"], fold.joint
-    assert isinstance(gaps, Gaps)
-    assert joint is not None
-    return joint.place_after(view, gaps)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
-from ai4code.config import FROZEN, TUNED, Config, Member
+from ai4code.config import TUNED, Config, EncoderConfig, Member
 from ai4code.decode import Placement
 from ai4code.features import View
 
@@ -27,11 +28,12 @@ FILES: dict[Member, str] = {
     "pairwise": "pairwise.safetensors",
     "text-listwise": "text-listwise.safetensors",
     "seed-listwise": "seed-listwise.safetensors",
+    "singular-listwise": "singular-listwise.safetensors",
 }  # rules and similarity are made again in no time
 
 
 class FittedMember(Protocol):
-    """A fitted model that answers from the notebooks alone; `Joint` also needs the answers of `Gaps`."""
+    """A fitted model that answers from the notebooks alone; `Joint` also needs the answers of another member."""
 
     def place(self, view: View) -> list[Placement]: ...
 
@@ -62,10 +64,11 @@ def fit_member(
             from ai4code.mlp import Mlp  # PyTorch takes seconds to load: only where it is used
 
             return Mlp.fit(view, config.mlp, config.seed, log)
-        case "listwise":
+        case "listwise" | "singular-listwise":
             from ai4code.neural import Listwise  # as above
 
-            return Listwise.fit(view, config.listwise, config.encoder, config.seed, log, state, config.fabric)
+            encoder = _encoder_of(name, config)
+            return Listwise.fit(view, config.listwise, encoder, config.seed, log, state, config.fabric, name)
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
@@ -85,7 +88,7 @@ def fit_member(
             of_text = (config.text_listwise, config.transformer, config.encoder)
             return TextListwise.fit(name, view, *of_text, config.seed, log, state, config.fabric)
         case "joint":
-            raise ValueError("'joint' is fitted by fit_joint, on the answers of 'gaps'")
+            raise ValueError("'joint' is fitted by fit_joint, on the answers of another member")
 
 
 def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
@@ -105,10 +108,10 @@ def load_member(name: Member, folder: Path, config: Config) -> FittedMember:
             from ai4code.mlp import Mlp  # as above
 
             return Mlp.load(folder)
-        case "listwise":
+        case "listwise" | "singular-listwise":
             from ai4code.neural import Listwise  # as above
 
-            return Listwise.load(folder, config.encoder)
+            return Listwise.load(folder, _encoder_of(name, config), name)
         case "twin":
             from ai4code.diffusion import Twin  # as above
 
@@ -136,17 +139,20 @@ def check_inputs(config: Config) -> None:
         ConfigError: it is needed and there is none.
         DataError: it is incomplete or damaged.
     """
-    reads = config.encoder.vectors == "folder" and not FROZEN.isdisjoint(config.members)
     tunes = config.transformer.start == "folder" and not TUNED.isdisjoint(config.members)
-    if reads or tunes:
+    if config.reads_folder or tunes:
         from ai4code.encoder import open_encoder, require_folder  # as above
 
         open_encoder(require_folder(config.encoder))
 
 
 def fit_joint(view: View, first: Sequence[Placement], config: Config) -> Joint:
-    """Fit `joint` on a view and the out-of-fold answers of `gaps` for its notebooks."""
+    """Fit `joint` on a view and the mean out-of-fold answers of `joint_reads` for its notebooks."""
     return Joint.fit(view, first, config.joint, config.pairs, config.seed)
+
+
+def _encoder_of(name: Member, config: Config) -> EncoderConfig:
+    return replace(config.encoder, vectors="singular") if name == "singular-listwise" else config.encoder
 
 
 def is_saved(name: Member, folder: Path) -> bool:

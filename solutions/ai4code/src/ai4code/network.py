@@ -68,8 +68,30 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         b, n, width = hidden.shape
         query, key, value = self.enter(hidden).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        # A third of the time of `scaled_dot_product_attention`, whose fast kernel on CPUs takes no bias with gradients.
+        query, key, value = (part.reshape(b * self.heads, n, -1) for part in (query, key, value))
+        scores = torch.baddbmm(bias.flatten(0, 1), query, key.transpose(1, 2), alpha=1.0 / math.sqrt(key.shape[-1]))
+        mixed = (scores.softmax(dim=-1) @ value).view(b, self.heads, n, -1)
         return self.leave(mixed.transpose(1, 2).reshape(b, n, width))
+
+
+class Dropout(nn.Module):
+    """Dropout from random bytes: on CPUs a third of the time of `nn.Dropout`; the rate is rounded to 1/256."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        kept = round(256 * (1.0 - self.rate))
+        if not self.training or kept == 256:
+            return hidden
+        if hidden.device.type != "cpu" or kept == 0:
+            return functional.dropout(hidden, self.rate)
+        count = hidden.numel()
+        words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None)
+        mask = words.view(torch.uint8)[:count].view(hidden.shape) < kept
+        return hidden * (mask.to(hidden.dtype) * (256.0 / kept))
 
 
 class Layer(nn.Module):
@@ -85,9 +107,9 @@ class Layer(nn.Module):
         self.asked_to_asked = nn.Linear(3, config.heads)
         self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.feed = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width)
+            nn.Linear(width, 2 * width), nn.GELU(), Dropout(config.dropout), nn.Linear(2 * width, width)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def bias(self, relations: "Relations") -> Tensor:
         """Attention bias of this layer, the same for all passes: float [B, heads, C + M, C + M]."""
@@ -148,7 +170,7 @@ class NotebookNet(nn.Module):
         if guided or config.passes > 1:
             self.from_guess = nn.Sequential(nn.Linear(PLACE_WIDTH + 1, width), nn.GELU(), nn.Linear(width, width))
         self.from_size = nn.Linear(4, width)
-        self.enter_dropout = nn.Dropout(config.dropout)
+        self.enter_dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.ends = nn.Parameter(0.02 * torch.randn(2, width))

@@ -145,7 +145,7 @@ def fit_network(
     place = fabric.device
     network.to(place).train()
     groups = weight_groups(network, config.learning_rate, config.weight_decay, rate_of)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     average = WeightAverage(network, config.average)
     epochs = config.order_epochs + config.epochs
     first = 0
@@ -249,6 +249,7 @@ class Listwise:
     network: NotebookNet
     encoder: EncoderConfig
     encoder_digest: str
+    name: str = "listwise"
 
     @classmethod
     def fit(
@@ -260,8 +261,12 @@ class Listwise:
         log: Log = silent,
         state: Path | None = None,
         fabric_config: FabricConfig = ONE_PROCESS,
+        name: str = "listwise",
     ) -> Self:
         """Learn from the notebooks of the view; `state` is where a stopped training is taken up again.
+
+        Args:
+            name: that of the model's file.
 
         Raises:
             ConfigError, DataError: the encoder's folder is missing, incomplete or damaged.
@@ -286,7 +291,7 @@ class Listwise:
                 fabric_config=fabric_config,
             )
         assert isinstance(trained, NotebookNet)
-        return cls(trained.cpu().eval(), encoder, source_digest(encoder))
+        return cls(trained.cpu().eval(), encoder, source_digest(encoder), name)
 
     def place(self, view: View) -> list[Placement]:
         """Answer every notebook of the view.
@@ -299,13 +304,13 @@ class Listwise:
 
     def save(self, folder: Path) -> None:
         """Write the weights; the header of the file holds what rebuilds the network."""
-        save_network(folder / "listwise.safetensors", self.network, self.encoder_digest)
+        save_network(folder / f"{self.name}.safetensors", self.network, self.encoder_digest)
 
     @classmethod
-    def load(cls, folder: Path, encoder: EncoderConfig) -> Self:
+    def load(cls, folder: Path, encoder: EncoderConfig, name: str = "listwise") -> Self:
         """Read what `save` wrote."""
-        network, digest = load_network(folder / "listwise.safetensors")
-        return cls(network, encoder, digest)
+        network, digest = load_network(folder / f"{name}.safetensors")
+        return cls(network, encoder, digest, name)
 
 
 def vectors_to_fit(view: View, encoder: EncoderConfig, fabric_config: FabricConfig) -> np.ndarray:

@@ -91,12 +91,14 @@ class PredictedRanks:
     is_markdown  bool[cells], aligned; None where the truth does not tell (then only tau has a meaning).
     offsets      int64[n + 1].
     groups       n ancestor ids, or the notebook ids where ancestors are unknown.
+    ids          n notebook ids.
     """
 
     true_rank: Int64
     is_markdown: Bool | None
     offsets: Int64
     groups: list[str]
+    ids: list[str]
 
 
 def predicted_true_ranks(notebooks: Notebooks, orders: Mapping[str, Sequence[str]]) -> PredictedRanks:
@@ -113,7 +115,8 @@ def predicted_true_ranks(notebooks: Notebooks, orders: Mapping[str, Sequence[str
         parts.append(np.array([position[cell] for cell in orders[id_]], np.int64) + notebooks.offsets[i])
     cells = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     groups = notebooks.ancestors or notebooks.ids
-    return PredictedRanks(notebooks.true_rank[cells], notebooks.is_markdown[cells], notebooks.offsets, list(groups))
+    rank, is_markdown = notebooks.true_rank[cells], notebooks.is_markdown[cells]
+    return PredictedRanks(rank, is_markdown, notebooks.offsets, list(groups), list(notebooks.ids))
 
 
 def submission_ranks(submission: Path | str, truth: Path | str, data: Path | str | None = None) -> PredictedRanks:
@@ -145,7 +148,7 @@ def _ranks_without_types(truth: Mapping[str, list[str]], orders: Mapping[str, li
         parts.append(np.array([rank[cell] for cell in orders[id_]], np.int64))
     lengths = np.array([len(part) for part in parts], np.int64)
     ranks = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return PredictedRanks(ranks, None, offsets_of(lengths), list(truth))
+    return PredictedRanks(ranks, None, offsets_of(lengths), list(truth), list(truth))
 
 
 def _load_truth(path: Path, wanted: Mapping[str, object]) -> Notebooks:

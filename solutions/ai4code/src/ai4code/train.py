@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from ai4code.blend import fit_weights
 from ai4code.boosting import Joint
-from ai4code.config import FROZEN, Config, DataConfig, Member
+from ai4code.compare import write_scored
+from ai4code.config import Config, DataConfig, Member
 from ai4code.data import Notebooks
-from ai4code.decode import Placement, decode_jointly, mix, spread, true_gaps
+from ai4code.decode import Placement, average, decode_jointly, mix, spread, true_gaps
 from ai4code.features import View, describe
 from ai4code.members import FittedMember, count_parameters, fit_joint, fit_member, is_saved, load_member
 from ai4code.text import TextModel, fit_text_model
@@ -33,9 +34,10 @@ from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_metrics.ordering import Orderings, ordering_report
-from kit_splits.folds import assert_groups_whole, group_folds
+from kit_splits.folds import assert_groups_whole, count_groups, group_folds
 
 TOKENIZER_FILE = "tokenizer.json"
+GROUP_BY = "ancestor"
 Answers = dict[Member, list[Placement | None]]  # by member, for every notebook; None: not held out
 
 
@@ -60,6 +62,8 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
     if config.text.tokenizer is not None:
         write_bytes(run.file(TOKENIZER_FILE), config.text.tokenizer.read_bytes())
     table = describe(notebooks, word_source(config.text.tokenizer), config.text.longest)
+    counts = count_groups(notebooks.ancestors, GROUP_BY)
+    say(str(counts))
     folds = assign_folds(notebooks.ancestors, config.data)
     _require_examples(notebooks, folds, config.data)
     answers: Answers = {member: [None] * len(notebooks) for member in config.members}
@@ -91,15 +95,15 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
             fitted, held = split_fold(folds, fold, config.data)
             folder = fold_folder(run.path, fold)
             view = View.of(table, TextModel.load(folder / "text.safetensors"), fitted)
-            # Each notebook's first answer is from a model of `gaps` not fitted on it. Those of `fitted` did see the
-            # labels of `held`, as usual in stacking; no model that answers for `held` has.
-            first = answers["gaps"]
+            # Each notebook's first answer is from models not fitted on it. Those of `fitted` did see the labels of
+            # `held`, as usual in stacking; no model that answers for `held` has.
+            first = [_first_answer(answers, config, i) for i in range(len(notebooks))]
             if is_saved("joint", folder):
                 joint = Joint.load(folder)
             else:
-                joint = fit_joint(view, [_known(first[i]) for i in fitted], config)
+                joint = fit_joint(view, [first[i] for i in fitted], config)
                 joint.save(folder)
-            _keep(answers["joint"], held, joint.place(view.select(held), [_known(first[i]) for i in held]))
+            _keep(answers["joint"], held, joint.place(view.select(held), [first[i] for i in held]))
             run.log(member="joint", fold=fold, seconds=round(time.monotonic() - since, 2))
             say(f"joint: fold {fold}, {len(fitted)} notebooks fitted, {time.monotonic() - since:.1f} s")
 
@@ -115,9 +119,13 @@ def train(config: Config, notebooks: Notebooks, run: RunFolder) -> dict[str, Any
         "parameters": sum(count_parameters(member, first_folder) for member in config.members),
         "folds": config.data.folds if config.data.fold == "all" else config.data.fold,
         "n": len(scored),
+        **vars(counts),
+        "selected_on_scored_fold": False,  # fixed numbers of rounds and epochs; weights as `_blend` says
     }
     if len(scored):
-        report = report_placements(notebooks, scored, blended)
+        orderings = decoded(notebooks, scored, blended)
+        write_scored(run.path, [notebooks.ids[i] for i in scored], folds[scored], orderings)
+        report = ordering_report(orderings)
         summary |= {"score": report["tau"], "interval": report["tau_interval"], "report": report}
         if len(config.members) > 1:
             summary["score_of_members"] = {
@@ -186,7 +194,12 @@ def fold_folder(run: Path, fold: int | None) -> Path:
 
 
 def report_placements(notebooks: Notebooks, scored: np.ndarray, placements: list[Placement]) -> dict[str, Any]:
-    """Judge placements of the scored notebooks by every metric of `kit_metrics.ordering`.
+    """Judge placements of the scored notebooks by every metric of `kit_metrics.ordering`."""
+    return ordering_report(decoded(notebooks, scored, placements))
+
+
+def decoded(notebooks: Notebooks, scored: np.ndarray, placements: list[Placement]) -> Orderings:
+    """Decode placements of the scored notebooks, and set the orders against the true ones.
 
     The cells go in json order, so a model that says nothing scores what the order as given scores.
     """
@@ -201,14 +214,13 @@ def report_placements(notebooks: Notebooks, scored: np.ndarray, placements: list
         if placement.gap_probability is not None:
             gap_scores.append(placement.gap_probability[np.argsort(rank[n_code:])])
     ancestors = notebooks.ancestors or notebooks.ids
-    orderings = Orderings(
+    return Orderings(
         true_rank=np.concatenate(ranks),
         is_markdown=np.concatenate(types),
         offsets=np.concatenate([[0], np.cumsum([len(rank) for rank in ranks])]),
         groups=np.array([ancestors[i] for i in scored]),
         gap_scores=gap_scores if len(gap_scores) == len(ranks) else None,
     )
-    return ordering_report(orderings)
 
 
 def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, folder: Path) -> TextModel:
@@ -217,15 +229,13 @@ def _text_model(config: Config, counts: Any, vocabulary: Any, rows: np.ndarray, 
     if path.exists():
         return TextModel.load(path)
     readers: set[Member] = {"position", "ranker", "mlp"}
-    if config.encoder.vectors == "singular":
-        readers |= FROZEN
     text = fit_text_model(
         counts,
         vocabulary,
         rows,
         use_idf=config.text.weighting == "tf-idf",
         sublinear=config.text.weighting == "tf-idf",
-        components=0 if readers.isdisjoint(config.members) else config.text.components,
+        components=config.text.components if config.reads_singular or readers & set(config.members) else 0,
         seed=config.seed,
     )
     text.save(path)
@@ -238,10 +248,13 @@ def _blend(
     """Find the weights, and the blended answers for the scored notebooks.
 
     The weights to keep come from all scored notebooks. The answers that are reported use, for each fold, weights found
-    on the other folds, so that no notebook helps to choose the weights of its own score.
+    on the other folds, so that no notebook helps to choose the weights of its own score. Of a single fold there are no
+    others: its members count alike, as they do with `blend.weights` equal.
     """
-    if len(config.members) == 1:
+    count = len(config.members)
+    if count == 1:
         return np.ones(1), [_known(answers[config.members[0]][i]) for i in scored]
+    present = np.unique(folds[scored])
     spread_out = {
         member: {
             int(i): spread(_known(answers[member][i]), int(notebooks.n_code[i]), config.blend.position_error)
@@ -255,12 +268,12 @@ def _blend(
         members = [[spread_out[member][int(i)] for i in chosen] for member in config.members]
         return fit_weights(members, true, config.blend.rounds)
 
-    weights = weights_on(scored)
-    present = np.unique(folds[scored])
+    fitted = config.blend.weights == "fitted" and len(present) > 1
+    weights = weights_on(scored) if fitted else np.full(count, 1 / count)
     blended: dict[int, Placement] = {}
     for fold in present:
         inside = scored[folds[scored] == fold]
-        chosen = weights_on(scored[folds[scored] != fold]) if len(present) > 1 else weights
+        chosen = weights_on(scored[folds[scored] != fold]) if fitted else weights
         for i in inside.tolist():
             blended[i] = mix([spread_out[member][i] for member in config.members], chosen.tolist())
     return weights, [blended[int(i)] for i in scored]
@@ -295,6 +308,11 @@ def _place(model: FittedMember, view: View, ranks: tuple[int, int]) -> list[Plac
     for other, part in enumerate(parts):
         placements[other::size] = part
     return placements
+
+
+def _first_answer(answers: Answers, config: Config, index: int) -> Placement:
+    """What `joint` reads of a notebook."""
+    return average([_known(answers[member][index]) for member in config.joint_reads])
 
 
 def _keep(answers: list[Placement | None], indices: np.ndarray, placements: list[Placement]) -> None:

@@ -1,5 +1,6 @@
 """The command line `russian-art`: every verb in a few lines, the work is elsewhere."""
 
+import hashlib
 import json
 import os
 import sys
@@ -70,7 +71,10 @@ def train(
 
     found = find_all_weights(config, weights)
     art = official.load(data, "train")
-    hashes = {"train": art.fingerprint} | {f"weights of {name}": one.digest for name, one in found.items()}
+    groups = hashlib.sha256(art.group.tobytes()).hexdigest()  # other groups, other folds: nothing to resume
+    hashes = {"train": art.fingerprint, "groups": groups} | {
+        f"weights of {name}": one.digest for name, one in found.items()
+    }
     with open_run(
         run,
         config=config,
@@ -116,6 +120,19 @@ def evaluate(submission: Path, truth: Path, labels: Path | None = None, json_: J
     print(json.dumps(report) if json_ else evaluation.report_text(report, names))
 
 
+def compare(
+    a: Positional[Path],
+    b: Positional[Path],
+    truth: Path | None = None,
+    labels: Path | None = None,
+    json_: Json = False,
+) -> None:
+    """Is A better than B? Two finished runs, or two submissions and --truth: the difference, with its interval."""
+    from russian_art.compare import compare as compare_two
+
+    print(compare_two(a, b, truth, labels).render(as_json=json_))
+
+
 def predict(photos: Positional[tuple[Path, ...]], run: Runs, top: int = 5, plot: Path | None = None) -> None:
     """Print the likeliest categories and subcategories of photos; --plot: a folder or .png for what they rest on."""
     from russian_art import infer as inference
@@ -128,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "weights": weights, "train": train, "infer": infer,
-        "check": check, "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
+        "check": check, "evaluate": evaluate, "compare": compare, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("russian-art", verbs, (Config, PRESETS), argv)
 

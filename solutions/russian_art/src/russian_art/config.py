@@ -16,7 +16,7 @@ class DataConfig:
     fold: int | Literal["all"] = "all"
     """The fold that is left out and scored; all: each in turn, so that every image is scored."""
     folds: int = 5
-    """Number of folds, stratified by label; near-duplicates stay together."""
+    """Number of folds, stratified by label; groups stay whole (groups.csv of the data, and near-duplicates)."""
     seed: int = 139
     """Seed of the folds; the original's value."""
 
@@ -111,9 +111,9 @@ class NetworkConfig:
     batch: int = 32
     ema: float = 0.0
     """Decay of the running mean of the weights, which is what is validated and kept; 0: the weights themselves."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights of a fold are kept: those of the best macro F1 on its left-out images, which flatters their score a
-    little, or those of the last epoch, which does not."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights of a fold are kept: last, those of the last epoch; best, those of the best macro F1 on its left-out
+    images, as some recipes do: their score is then not one of unseen images, and the summary says so."""
     clip: float = 0.0
     """Largest norm of the gradient; 0: no limit."""
     precision: Precision = "float32"
@@ -167,6 +167,13 @@ class Config:
     def shares_batches(self) -> bool:
         """Whether several processes have something to share: a network is trained in batches."""
         return "network" in self.members
+
+    @property
+    def selects_on_scored_fold(self) -> bool:
+        """Whether an epoch is chosen on the images that the run is scored by."""
+        network = self.network
+        epochs = network.first.epochs + network.second.epochs + (network.start == "probe")
+        return "network" in self.members and network.keep == "best" and epochs > 1
 
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) != len(self.members):

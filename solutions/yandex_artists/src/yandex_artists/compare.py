@@ -26,13 +26,13 @@ def compare(a: Path, b: Path, truth: Path | None = None) -> Comparison:
     if truth is not None:
         columns = read_truth(truth)
         artists = np.unique(columns["artistid"], return_inverse=True)[1]
-        scores = [
+        score_a, score_b = (
             ndcg_per_query(check_submission(path, columns["trackid"]), artists, k=ANSWERS, repeated="count", own="drop")
             for path in (a, b)
-        ]
-        if np.isnan(scores[0]).all():
+        )
+        if np.isnan(score_a).all():
             raise DataError(f"{truth}: found no artist with two tracks, so no query; expected the truth of a test set")
-        return _comparison(a, b, scores[0], scores[1], artists)
+        return _comparison(a, b, score_a, score_b, artists)
     runs, tables = [RunFolder.open(path) for path in (a, b)], [_queries(path) for path in (a, b)]
     if runs[0].manifest["data"] != runs[1].manifest["data"]:
         raise DataError(
@@ -44,8 +44,8 @@ def compare(a: Path, b: Path, truth: Path | None = None) -> Comparison:
             f"{a} and {b}: found {first} and {second} held-out tracks that differ in track, artist or fold; "
             "expected the same\n  do: train both with the same data.n_folds, data.fold and data.seed"
         )
-    keys, score_a = tables[0]
-    return _comparison(a, b, score_a, tables[1][1], np.array([artist for _, artist, _ in keys]))
+    (keys, score_a), (_, score_b) = tables
+    return _comparison(a, b, score_a, score_b, np.array([artist for _, artist, _ in keys]))
 
 
 def _queries(run: Path) -> tuple[list[tuple[str, int, str]], NDArray[np.float64]]:

@@ -760,10 +760,14 @@ def _clear(out: Path, made: bool) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Submission:
-    """Queries, int64[n], and the track ids that each names, the best first, int64[n, K]; -1 fills shorter lines."""
+    """Queries, int64[n], and the track ids that each names, the best first, int64[n, K]; -1 fills shorter lines.
+
+    `repeated` are the queries of lines that came again.
+    """
 
     queries: Int64
     neighbours: Int64
+    repeated: tuple[int, ...] = ()
 
 
 def write_submission(path: Path, query_ids: Sequence[int] | Int64, neighbours: Int64) -> None:
@@ -789,10 +793,12 @@ def write_submission(path: Path, query_ids: Sequence[int] | Int64, neighbours: I
 
 
 def read_submission(path: Path | str) -> Submission:
-    """The lines of a submission.
+    """Read the lines of a submission, of any lengths, as the judge parses them.
+
+    White space at the end of a line is cut off, a carriage return included; of a query with two lines the last counts.
 
     Raises:
-        DataError: no such file, not ASCII, another form than `query<TAB>id id ...` with LF ends, or a doubled query.
+        DataError: no such file, not ASCII, or lines of another form than `query<TAB>id id ...`.
     """
     path = Path(path)
     try:
@@ -803,38 +809,33 @@ def read_submission(path: Path | str) -> Submission:
         ) from None
     problems = Problems(
         path,
-        expected="lines `query<TAB>id1 id2 ...`: whole numbers, one TAB, ids separated by single spaces, LF at the end",
+        expected="lines `query<TAB>id1 id2 ...`: whole numbers, one TAB, ids separated by single spaces",
         remedy="write the file with `infer`, or correct these lines",
     )
-    queries: list[int] = []
-    found: list[list[int]] = []
-    line_of: dict[int, int] = {}
-    text = content.decode("ascii", "replace")
-    lines = text.split("\n")
+    found: dict[int, list[int]] = {}
+    repeated: list[int] = []
+    lines = content.decode("ascii", "replace").split("\n")
     if lines[-1] == "":
         lines.pop()
     for number, line in enumerate(lines, start=1):
+        line = line.rstrip()
         match = LINE.fullmatch(line)
         if match is None:
             problems.add(f"line {number}", _fault_of_line(line))
             continue
         query = int(match[1])
-        if query in line_of:
-            problems.add(f"line {number}", f"the query {query} a second time, after line {line_of[query]}")
-        line_of.setdefault(query, number)
-        queries.append(query)
-        found.append([int(part) for part in match[2].split(" ")])
+        if query in found:
+            repeated.append(query)
+        found[query] = [int(part) for part in match[2].split(" ")]
     if not lines:
         problems.add("the file", "no lines")
     problems.raise_if_any()
-    width = max(map(len, found))
-    neighbours = np.array([row + [-1] * (width - len(row)) for row in found], dtype=np.int64)
-    return Submission(np.array(queries, dtype=np.int64), neighbours)
+    width = max(map(len, found.values()))
+    neighbours = np.array([row + [-1] * (width - len(row)) for row in found.values()], dtype=np.int64)
+    return Submission(np.array(list(found), dtype=np.int64), neighbours, tuple(repeated))
 
 
 def _fault_of_line(line: str) -> str:
-    if line.endswith("\r"):
-        return "a CR before the LF, as Windows programs write it"
     if "\t" not in line:
         return f"no TAB ({shown(line[:40])!r})" if line else "an empty line"
     if line.count("\t") > 1:
@@ -846,18 +847,16 @@ def check_submission(path: Path | str, tracks_or_ids: Tracks | Sequence[int]) ->
     """Rows [n, K] into the tracks, int64, in the order of the tracks: what the judge reads; -1 fills shorter lines.
 
     What the judge takes is taken: fewer than 100 ids, or more (those behind the hundredth other track do not count),
-    the query itself (dropped), an id twice (counted twice), no line for a query (scored 0). `submission_warnings`
-    names these.
+    the query itself (dropped), an id twice (counted twice), no line for a query (scored 0), an unknown query (ignored).
+    `submission_warnings` and `line_warnings` name these.
 
     Raises:
-        DataError: the file has another form, or it names a query twice, an unknown query or an unknown id.
+        DataError: the file has another form, or an unknown id stands among those that count.
     """
-    ids = np.array(tracks_or_ids.ids if isinstance(tracks_or_ids, Tracks) else tracks_or_ids, dtype=np.int64)
+    ids = _ids(tracks_or_ids)
     submission = read_submission(path)
     problems = Problems(
-        path,
-        expected=f"at most one line for each of {len(ids)} tracks, with ids of these tracks",
-        remedy="write the submission again with `infer`, from the same data",
+        path, expected=f"ids of the {len(ids)} tracks", remedy="write the submission again with `infer`, from this data"
     )
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
@@ -866,19 +865,18 @@ def check_submission(path: Path | str, tracks_or_ids: Tracks | Sequence[int]) ->
         place = np.minimum(np.searchsorted(ordered, values), len(ids) - 1)
         return np.where(ordered[place] == values, order[place], -1)
 
-    query_rows, rows = rows_of(submission.queries), rows_of(submission.neighbours)
-    known = submission.neighbours >= 0
-    lengths = known.sum(axis=1)
-    for line in np.flatnonzero((query_rows < 0) | ((rows < 0) & known).any(axis=1)).tolist():
-        query, row = int(submission.queries[line]), submission.neighbours[line][: lengths[line]]
-        where = f"line {line + 1}, query {query}"
-        if query_rows[line] < 0:
-            problems.add(where, "a query that the data does not hold")
-        else:
-            problems.add(where, f"the id {row[rows[line][: lengths[line]] < 0][0]}, which the data does not hold")
+    query_rows = rows_of(submission.queries)
+    asked = query_rows >= 0
+    listed, rows = submission.neighbours[asked], rows_of(submission.neighbours[asked])
+    others = np.cumsum((listed >= 0) & (listed != submission.queries[asked, None]), axis=1)
+    unknown = (listed >= 0) & (rows < 0)
+    for line in np.flatnonzero((unknown & (others <= ANSWERS)).any(axis=1)).tolist():
+        first = listed[line][unknown[line]][0]
+        problems.add(f"query {submission.queries[asked][line]}", f"the id {first}, which the data does not hold")
     problems.raise_if_any()
+    rows[np.cumsum(unknown, axis=1) > 0] = -1  # behind the hundredth, where nothing counts
     out = np.full((len(ids), rows.shape[1]), -1, dtype=np.int64)
-    out[query_rows] = rows
+    out[query_rows[asked]] = rows
     return out
 
 
@@ -901,6 +899,21 @@ def submission_warnings(rows: Int64) -> list[str]:
         (others > ANSWERS, f"name more than {ANSWERS} other tracks; those behind do not count"),
     )
     return [f"{where.sum()} of {len(rows)} lines {text}" for where, text in found if where.any()]
+
+
+def line_warnings(path: Path | str, tracks_or_ids: Tracks | Sequence[int]) -> list[str]:
+    """What the judge passes over in the lines of a submission: queries that come again, and unknown ones."""
+    submission = read_submission(path)
+    unknown = np.setdiff1d(submission.queries, _ids(tracks_or_ids)).tolist()
+    found = (
+        (list(submission.repeated), "name a query a second time; the last line of a query counts"),
+        (unknown, "name a query that the data does not hold; the judge ignores them"),
+    )
+    return [f"{len(queries)} lines {text} (the first: {queries[0]})" for queries, text in found if queries]
+
+
+def _ids(tracks_or_ids: Tracks | Sequence[int]) -> Int64:
+    return np.array(tracks_or_ids.ids if isinstance(tracks_or_ids, Tracks) else tracks_or_ids, dtype=np.int64)
 
 
 def too_few(n: int) -> DataError:

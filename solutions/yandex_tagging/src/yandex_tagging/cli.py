@@ -18,6 +18,7 @@ from kit_cluster.submit import submittable
 from kit_core import cli
 from kit_core.config import preset_header, preset_names
 from kit_core.console import say
+from kit_core.errors import ConfigError
 from kit_train.parallel import in_ranks, open_run
 from yandex_tagging.config import PRESETS, Config
 
@@ -102,7 +103,7 @@ def infer(run: Runs, data: Path, out: Path, split: Split = "auto") -> None:
 
 
 def check(submission: Path, data: Path, split: Split = "auto") -> None:
-    """Would the judge take this submission? Every track once, in order, a probability for every tag."""
+    """Validate the submission format: every track once, in order, a probability for every tag."""
     from yandex_tagging import data as official
     from yandex_tagging.submission import check_submission
 
@@ -124,6 +125,21 @@ def evaluate(submission: Path, truth: Path, groups: Path | None = None, json_: J
     print(json.dumps(report) if json_ else report_text(report))
 
 
+def compare(
+    a: Positional[Path], b: Positional[Path], truth: Path | None = None, groups: Path | None = None, json_: Json = False
+) -> None:
+    """Compare A with B by a paired bootstrap: two finished runs, or two submissions with --truth.
+
+    Runs are resampled by the groups of their folds; submissions by track, or by --groups as in `evaluate`.
+    """
+    from yandex_tagging.compare import compare_runs, compare_submissions
+
+    if truth is None and groups is not None:
+        raise ConfigError("--groups: expected only with --truth; a run knows the groups of its folds")
+    found = compare_runs(a, b) if truth is None else compare_submissions(a, b, truth, groups)
+    print(found.render(as_json=json_))
+
+
 def predict(
     track: Positional[Path], run: Runs, top: int = 10, names: Path | None = None, plot: Path | None = None
 ) -> None:
@@ -138,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     verbs: dict[str, cli.Verb | Mapping[str, cli.Verb]] = {
         "presets": presets, "sample": sample, "prepare": prepare, "train": train, "infer": infer, "check": check,
-        "evaluate": evaluate, "predict": predict, "job": jobs.VERBS,
+        "evaluate": evaluate, "compare": compare, "predict": predict, "job": jobs.VERBS,
     }  # fmt: skip
     return cli.run("yandex-tagging", verbs, (Config, PRESETS), argv)
 

@@ -18,7 +18,8 @@ class DataConfig:
     n_folds: Literal[3, 5, 10] = 5
     """Number of folds, stratified by tags."""
     groups: Path | None = None
-    """A .csv or .tsv whose first two columns are track and group; a group stays in one fold."""
+    """A .csv or .tsv whose first two columns are track and group, in place of the data's own groups.csv; it names
+    every track. A group stays in one fold."""
     fill_parents: bool = False
     """Training labels only: a tag that nearly always comes with another brings it along where it is missing."""
     seed: int = 0
@@ -40,6 +41,8 @@ class ClassicConfig:
     """Of `knn`."""
     C: float = 0.1
     """Inverse regularisation of `logistic`, on standardised features."""
+    unit_norm: bool = False
+    """Scale the standardised features of each track to length 1, for `logistic`; `knn` always does."""
     workers: int = 0
     """Processes over tags; 0: as many as there are cores."""
 
@@ -52,6 +55,8 @@ class NetworkConfig:
     """none: the frames as the input layer leaves them."""
     standardise: bool = True
     """Scale each input dimension to mean 0 and deviation 1 of the fitted tracks' frames."""
+    common_scale: bool = False
+    """With `standardise`: divide all dimensions by one deviation, so that those of small variance stay small."""
     input_norm: bool = False
     """LayerNorm of each frame before the input layer."""
     input: Literal["linear", "mlp", "identity"] = "linear"
@@ -167,7 +172,7 @@ class OptimConfig:
     swa: int = 0
     """Keep the mean of the weights after each of the last so many epochs; 0: no."""
     keep: Literal["best", "last"] = "last"
-    """best: the epoch with the best score on the held-out fold, which flatters that score a little."""
+    """best: the epoch with the best score on the held-out fold, which flatters that score; summary.json says so."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ The official layout (what else lies there, such as sample_submission.csv, is lef
     test.csv                  track          the tracks to answer, in the order of the submission
     track_embeddings/<id>.npy float32 or float16 [T, D], one row for each fragment of the track; D is 768
     tag_names.txt             optional: line k names tag k
-    groups.csv                optional: track,group; what one group holds is never on both sides of a split
+    groups.csv                optional: track,group for every track of train.csv; folds keep a group whole
 
 The csv files and the embeddings may lie in a folder or a zip; the embeddings also in `track_embeddings.tar.gz` or .tar
 beside the csv files, with or without a folder inside, read in one pass; the csv files also in `data.tar.gz`.

@@ -25,7 +25,7 @@ def evaluate_submission(
 
     Args:
         truth: a csv track,tags with the tracks of the submission, in any order.
-        groups: a .csv or .tsv that names the group of tracks.
+        groups: a .csv or .tsv that names the group of every track.
 
     Raises:
         DataError: the submission or the truth is not as it must be, or they disagree.

@@ -5,35 +5,46 @@ from pathlib import Path
 
 import numpy as np
 
+from kit_core.console import say
 from kit_core.errors import DataError, Problems
 
 
 def read_groups(path: Path, ids: list[int]) -> np.ndarray:
-    """Return the group of each track, int64 [n], numbered from 0; a track that the file leaves out is its own group.
+    """Return the group of each track, int64 [n], numbered from 0.
 
     The file has a header and then in its first two columns a track id and any text that names the group; .tsv files are
-    separated by tabs, others by commas.
+    separated by tabs, others by commas. It must name every track once; rows of other tracks are counted and ignored, so
+    that one file serves the training and the test split.
 
     Raises:
-        DataError: the file is absent or no text, a row has no group or its id is no whole number, or no track of the
-            data is in it.
+        DataError: the file is absent or no text; a row has no group, its id is no whole number, or its track was named
+            before; or a track of the data is not in it.
     """
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    problems = Problems(path, "a whole number and a group in the first two columns", "repair these rows")
+    problems = Problems(path, "a track number and a group in the first two columns, each track once", "fix these rows")
     named: dict[int, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.reader(file, delimiter=delimiter), start=1):
                 if number == 1 or not row:
                     continue
-                if len(row) < 2 or not row[0].isdecimal() or not row[1]:
+                if len(row) < 2 or not (row[0].isascii() and row[0].isdecimal()) or not row[1].strip():
                     problems.add(f"line {number}", delimiter.join(row[:2]) or "nothing")
+                elif int(row[0]) in named:
+                    problems.add(f"line {number}", f"track {int(row[0])} a second time")
                 else:
-                    named[int(row[0])] = row[1]
+                    named[int(row[0])] = row[1].strip()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as groups ({error}); expected a .csv or .tsv table") from error
     problems.raise_if_any()
-    if not any(track in named for track in ids):
-        raise DataError(f"{path}: found none of the {len(ids)} tracks; expected their ids in the first column")
-    keys = [f"group {named[track]}" if track in named else f"track {track}" for track in ids]
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    missing = Problems(
+        path, "a row for every track of the data", "name the group of each; a track alone is its own group"
+    )
+    for track in ids:
+        if track not in named:
+            missing.add(f"track {track}", "no row")
+    missing.raise_if_any()
+    others = len(named) - len(set(ids))
+    if others:
+        say(f"{path}: ignores {others} row{'' if others == 1 else 's'} of tracks that are not in this split")
+    return np.unique([named[track] for track in ids], return_inverse=True)[1].astype(np.int64)

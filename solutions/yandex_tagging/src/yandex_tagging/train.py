@@ -37,6 +37,7 @@ from kit_metrics.multilabel import (
 )
 from kit_nn.averaging import WeightAverage, mean_of_weights
 from kit_nn.pooling import lengths_to_padding_mask
+from kit_splits.folds import assert_groups_whole, count_groups
 from kit_splits.multilabel import multilabel_folds
 from kit_train.batches import bucketed_batches, random_batches
 from kit_train.fabric import launch
@@ -50,7 +51,7 @@ from yandex_tagging import augment
 from yandex_tagging.baseline import Boosting, Classic, Logistic, Neighbours, load_classic, pooled_statistics
 from yandex_tagging.blend import Blend
 from yandex_tagging.config import PRESETS, AugmentConfig, Config, DataConfig, LossConfig, OptimConfig
-from yandex_tagging.data import Tracks
+from yandex_tagging.data import GROUPS, Tracks
 from yandex_tagging.groups import read_groups
 from yandex_tagging.infer import Gather, load_network, network_logits, reader
 from yandex_tagging.model import TagNet, fill_in_parents, find_parents
@@ -88,13 +89,18 @@ def train(
         raise ConfigError("training needs a train split, with tags")
     seed_everything(config.seed)
     folds, groups = assign_folds(tracks, config.data)
+    counts = count_groups(groups, name_grouping(tracks, config.data))
+    say(str(counts))
     if config.model == "ensemble":
         answers, details = _train_members(config, tracks, run, folds, presets, resume)
     else:
         answers = _train_folds(config, tracks, run, folds, unlabelled)
-        details = {"parameters": count_parameters(run, folds_to_fit(config.data)[0])}
+        details = {
+            "parameters": count_parameters(run, folds_to_fit(config.data)[0]),
+            "selected_on_scored_fold": selects_on_scored_fold(config),
+        }
     scored = np.flatnonzero(np.isin(folds, folds_to_fit(config.data)))
-    write_answers(run.file("oof.parquet"), tracks.ids, folds, answers, scored)
+    write_answers(run.file("oof.parquet"), tracks, folds, groups, answers, scored)
     truth = tracks.tags[scored]
     low, high = bootstrap_macro_average_precision(truth, answers[scored], groups[scored])
     summary = {
@@ -102,6 +108,7 @@ def train(
         "score": macro_average_precision(truth, answers[scored]),
         "interval": [low, high],
         "folds": config.data.n_folds if config.data.fold == "all" else config.data.fold,
+        **vars(counts),
         "score_of_folds": {
             str(fold): macro_average_precision(tracks.tags[folds == fold], answers[folds == fold])
             for fold in folds_to_fit(config.data)
@@ -136,7 +143,22 @@ def assign_folds(tracks: Tracks, config: DataConfig) -> tuple[np.ndarray, np.nda
     groups = np.arange(len(tracks.ids)) if tracks.groups is None else tracks.groups
     if config.groups is not None:
         groups = read_groups(config.groups, tracks.ids)
-    return multilabel_folds(tracks.tags, config.n_folds, groups=groups, seed=config.seed), groups
+    folds = multilabel_folds(tracks.tags, config.n_folds, groups=groups, seed=config.seed)
+    assert_groups_whole(folds, groups)
+    return folds, groups
+
+
+def name_grouping(tracks: Tracks, config: DataConfig) -> str:
+    """Say what the folds of a run keep whole: `groups FILE`, the data's own groups.csv, or each track alone."""
+    if config.groups is not None:
+        return f"groups {config.groups.name}"
+    return "track" if tracks.groups is None else f"series ({GROUPS})"
+
+
+def selects_on_scored_fold(config: Config) -> bool:
+    """Return whether a network's epoch or learning rate is chosen by the score of the fold that it is scored on."""
+    optim = config.optim
+    return config.model == "network" and (optim.keep == "best" or optim.patience > 0 or optim.schedule == "plateau")
 
 
 def folds_to_fit(config: DataConfig) -> list[int]:
@@ -153,7 +175,7 @@ def _train_members(
     other folds, so that no track helps to choose the weights of its own score.
     """
     assert tracks.tags is not None
-    answers, scores, parameters = [], {}, 0
+    answers, scores, parameters, selected = [], {}, 0, False
     scored = np.flatnonzero(np.isin(folds, folds_to_fit(config.data)))
     for name in config.members:
         member = load_preset(Config, presets, name)
@@ -176,6 +198,7 @@ def _train_members(
             answers.append(read_answers(folder.path / "oof.parquet", tracks.ids))
         scores[name] = summary["score"]
         parameters += summary["parameters"]
+        selected |= summary.get("selected_on_scored_fold", False)
         say(summary_text(name, summary))
     settings = config.blend
 
@@ -205,6 +228,7 @@ def _train_members(
             for name, weight in zip(config.members, blend.weights.mean(1), strict=True)
         },
         "parameters": parameters + blend.weights.size,
+        "selected_on_scored_fold": selected,
         "score_of_equal_weights": macro_average_precision(tracks.tags[scored], equal[scored]),
     }
     return mixed, details
@@ -262,7 +286,7 @@ def _fit_classic(config: Config, features: np.ndarray, tags: np.ndarray, run: Ru
     elif config.model == "knn":
         model = Neighbours.fit(features, tags, k=settings.neighbours)
     else:
-        model = Logistic.fit(features, tags, C=settings.C)
+        model = Logistic.fit(features, tags, C=settings.C, unit_norm=settings.unit_norm)
     model.save(path)
     return model
 
@@ -297,7 +321,8 @@ def fit_network(
     net = TagNet(config.network, pack.dim, tracks.n_tags, find_parents(tags))
     mean, deviation = frame_statistics(pack, lesson.rows)
     if config.network.standardise:
-        net.standardise_by(mean, deviation)
+        common = np.full_like(deviation, np.sqrt(np.square(deviation).mean()))
+        net.standardise_by(mean, common if config.network.common_scale else deviation)
     noise_scale = torch.from_numpy(deviation * config.augment.noise).to(fabric.device)
     fastest = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimizer]
     optimizer = fastest(_decayed_groups(net, optim.weight_decay), lr=optim.learning_rate)
@@ -531,11 +556,16 @@ def frame_statistics(pack: RaggedPack, rows: np.ndarray) -> tuple[np.ndarray, np
     return mean.astype(np.float32), np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
 
 
-def write_answers(path: Path, ids: list[int], folds: np.ndarray, logits: np.ndarray, scored: np.ndarray) -> None:
-    """Keep the out-of-fold logits: one row for each scored track."""
+def write_answers(
+    path: Path, tracks: Tracks, folds: np.ndarray, groups: np.ndarray, logits: np.ndarray, scored: np.ndarray
+) -> None:
+    """Keep the out-of-fold logits: one row for each scored track, with its fold, its group and its tags."""
+    assert tracks.tags is not None
     table = {
-        "track": pa.array([ids[i] for i in scored], pa.int64()),
+        "track": pa.array([tracks.ids[i] for i in scored], pa.int64()),
         "fold": pa.array(folds[scored], pa.int32()),
+        "group": pa.array(groups[scored], pa.int64()),
+        "tags": pa.array([np.flatnonzero(row) for row in tracks.tags[scored]], pa.list_(pa.int32())),
         "logits": pa.array(list(logits[scored].astype(np.float32)), pa.list_(pa.float32())),
     }
     with atomic_path(path) as temporary:
