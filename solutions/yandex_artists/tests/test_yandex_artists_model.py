@@ -170,3 +170,17 @@ def test_losses_of_pairs_count_their_pairs() -> None:
     for loss in ("pairs", "nt-xent", "roadmap", "smooth-ap"):
         criterion = Criterion(StageConfig(loss=loss, batching="groups"), 6, 9)
         assert criterion(torch.randn(4, 6, requires_grad=True), torch.arange(4)).positive_pairs == 0
+
+
+def test_a_weighted_mean_starts_as_the_mean_and_ignores_padding() -> None:
+    torch.manual_seed(0)
+    encoder = build_model(ModelConfig(architecture="attention", ff=4, out=0), 6, 0).eval()
+    x = torch.randn(3, 5, 6)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] + [True] * 4])
+    means = torch.stack([x[0].mean(0), x[1, :3].mean(0), x[2, 0]])
+    torch.testing.assert_close(encoder(x, mask), means)
+    torch.nn.init.normal_(encoder.body.pooled.last.weight, std=3.0)
+    found = encoder(x, mask)
+    assert not torch.allclose(found[:2], means[:2], atol=0.1)
+    torch.testing.assert_close(found[2], means[2])
+    torch.testing.assert_close(encoder(x[1:2, :3], mask[1:2, :3]), found[1:2])

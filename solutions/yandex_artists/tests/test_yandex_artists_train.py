@@ -418,3 +418,19 @@ def test_every_preset_builds_and_says_what_it_is(name: str) -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**changes)
+
+
+def test_views_give_artists_with_one_track_something_to_learn_from(tmp_path: Path) -> None:
+    tracks = dataclasses.replace(make_tracks(), artists=np.arange(60), artist_ids=list(range(60)))
+    lonely = {}
+    for views in (1, 2):
+        stage = StageConfig(
+            epochs=1, loss="nt-xent", projector=False, batch=20, keep="last", views=views,
+            augment=AugmentConfig(keep=0.5),
+        )  # fmt: skip
+        model = ModelConfig(architecture="attention", ff=4, out=0, standardise="data")
+        config = Config(data=DataConfig(n_folds=2, fold="none"), members=(MemberConfig("a", model, (stage,)),))
+        run_in(tmp_path / str(views), config, tracks)
+        lines = [json.loads(line) for line in (tmp_path / str(views) / "metrics.jsonl").read_text().splitlines()]
+        lonely[views] = [line["lonely_batches"] for line in lines if "lonely_batches" in line]
+    assert lonely == {1: [3], 2: [0]}

@@ -8,8 +8,12 @@ from typing import Literal
 from kit_train.config import FabricConfig
 
 Method = Literal["networks", "naive", "whitened", "lightgbm-rerank", "frame-matching"]
-Architecture = Literal["convolution", "transformer", "conformer", "set", "mean-map", "codebook"]
-WITHOUT_STAGES = ("mean-map", "codebook")  # architectures whose start is fitted to the data and can stand as it is
+Architecture = Literal["convolution", "transformer", "conformer", "set", "mean-map", "codebook", "attention"]
+WITHOUT_STAGES = (
+    "mean-map",
+    "codebook",
+    "attention",
+)  # architectures whose start is fitted to the data and can stand as it is
 Loss = Literal["pairs", "nt-xent", "supcon", "arcface", "roadmap", "smooth-ap"]
 Step = Literal["threshold", "smoothing", "alpha", "as-norm", "reciprocal", "diffusion"]
 
@@ -106,6 +110,9 @@ class StageConfig:
     """artists: all tracks of `batch` artists; tracks: `batch` tracks at random; groups: `per_artist` tracks of each."""
     batch: int = 2048
     per_artist: int = 4
+    views: int = 1
+    """Times that a track is in its batch, each augmented by itself: views of one track are positives of each other,
+    which gives positives to artists with one track."""
     smallest_artist: int = 1
     """Artists with fewer tracks are left out of this stage."""
     learning_rate: float = 3e-4
@@ -307,8 +314,13 @@ class Config:
             )
         for number, stage in enumerate(member.stages):
             place = f"{where}, stage {number}"
-            if min(stage.epochs, stage.batch, stage.per_artist, stage.smallest_artist, stage.score_every) < 1:
-                raise ValueError(f"{place}: epochs, batch, per_artist, smallest_artist, score_every must be 1 or more")
+            if (
+                min(stage.epochs, stage.batch, stage.per_artist, stage.views, stage.smallest_artist, stage.score_every)
+                < 1
+            ):
+                raise ValueError(
+                    f"{place}: epochs, batch, per_artist, views, smallest_artist, score_every must be 1 or more"
+                )
             if stage.crop < 0 or stage.learning_rate <= 0 or not 0 <= stage.ema < 1:
                 raise ValueError(f"{place}: crop must be 0 or more, learning_rate above 0, ema in [0, 1)")
             if (

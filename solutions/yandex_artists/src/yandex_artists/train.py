@@ -263,7 +263,7 @@ def fit_stage(
         encoder.train()
         totals: dict[str, float] = {}
         lonely_batches, seen = 0, 0
-        batches = epoch_batches(split.classes, stage, epoch_seed)
+        batches = [np.repeat(batch, stage.views) for batch in epoch_batches(split.classes, stage, epoch_seed)]
         for place, batch in enumerate(batches):
             set_learning_rate(optimizer, learning_rate_factor(stage, step, steps))
             if criterion.head is not None:
