@@ -189,7 +189,8 @@ def main() -> int:
     names = (options.data, options.folds, options.remarks)
     try:
         if options.compare:
-            row = comparison_row(options.solution.replace("_", "-"), *options.run, *names)
+            a, b = options.run
+            row = comparison_row(options.solution.replace("_", "-"), a, b, *names)
             record(folder / "COMPARISONS.csv", row, COMPARISON_COLUMNS)
             print(",".join(row.values()))
         for run in () if options.compare else options.run:

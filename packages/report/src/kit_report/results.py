@@ -66,5 +66,13 @@ def _measurement(row: dict[str, str]) -> Measurement:
     if not all(map(math.isfinite, (score, low, high, seconds))) or not low <= score <= high:
         raise ValueError(f"found score {score}, interval {low} to {high}, seconds {seconds}")
     texts = {key: row[key].strip() for key in ("preset", "data", "folds", "group_by", "metric", "revision", "remarks")}
-    counts = {key: int(row[key]) for key in ("n", "threads", "parameters")}
-    return Measurement(**texts, **counts, score=score, low=low, high=high, seconds=seconds)
+    return Measurement(
+        **texts,
+        score=score,
+        low=low,
+        high=high,
+        n=int(row["n"]),
+        seconds=seconds,
+        threads=int(row["threads"]),
+        parameters=int(row["parameters"]),
+    )
