@@ -9,10 +9,10 @@ import torch
 
 from kit_nn.pooling import lengths_to_padding_mask
 from yandex_artists.config import ModelConfig, StageConfig
-from yandex_artists.model import Criterion, Encoder, Trainee, build_model
+from yandex_artists.model import Criterion, Encoder, Trainee, build_model, supervised_contrastive
 
 SMALL = ModelConfig(channels=8, layers=2, heads=2, ff=16, kernel=3, out=6, dropout=0.0, landmarks=20, correction=4)
-ARCHITECTURES = ("convolution", "transformer", "conformer", "set", "mean-map")
+ARCHITECTURES = ("convolution", "transformer", "conformer", "set", "mean-map", "codebook", "attention")
 CHANNELS = 8
 
 
@@ -142,6 +142,7 @@ def test_the_spread_within_artists_is_shrunk() -> None:
         StageConfig(loss="arcface", sub_centers=2),
         StageConfig(loss="pairs", batching="artists"),
         StageConfig(loss="nt-xent", batching="groups"),
+        StageConfig(loss="supcon", batching="artists"),
         StageConfig(loss="roadmap", batching="groups"),
         StageConfig(loss="smooth-ap", batching="groups"),
     ],
@@ -167,7 +168,7 @@ def test_every_loss_falls(stage: StageConfig) -> None:
 
 
 def test_losses_of_pairs_count_their_pairs() -> None:
-    for loss in ("pairs", "nt-xent", "roadmap", "smooth-ap"):
+    for loss in ("pairs", "nt-xent", "supcon", "roadmap", "smooth-ap"):
         criterion = Criterion(StageConfig(loss=loss, batching="groups"), 6, 9)
         assert criterion(torch.randn(4, 6, requires_grad=True), torch.arange(4)).positive_pairs == 0
 
@@ -184,3 +185,44 @@ def test_a_weighted_mean_starts_as_the_mean_and_ignores_padding() -> None:
     assert not torch.allclose(found[:2], means[:2], atol=0.1)
     torch.testing.assert_close(found[2], means[2])
     torch.testing.assert_close(encoder(x[1:2, :3], mask[1:2, :3]), found[1:2])
+
+
+def test_the_supervised_contrastive_loss_equals_its_formula() -> None:
+    torch.manual_seed(0)
+    z, classes = torch.randn(9, 5), torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3])
+    unit = z.double() / z.double().norm(dim=1, keepdim=True)
+    of_anchors = []
+    for i in range(9):
+        others = [j for j in range(9) if j != i]
+        below = sum(math.exp(float(unit[i] @ unit[j]) / 0.2) for j in others)
+        positive = [j for j in others if classes[j] == classes[i]]
+        if positive:  # the only one of class 2 has none
+            of_anchors.append(-np.mean([math.log(math.exp(float(unit[i] @ unit[j]) / 0.2) / below) for j in positive]))
+    assert len(of_anchors) == 8
+    assert float(supervised_contrastive(z, classes, temperature=0.2)) == pytest.approx(np.mean(of_anchors), rel=1e-5)
+    alone = torch.randn(3, 5, requires_grad=True)
+    loss = supervised_contrastive(alone, torch.arange(3))
+    loss.backward()
+    assert loss == 0
+    assert alone.grad is not None
+    assert torch.equal(alone.grad, torch.zeros(3, 5))
+
+
+def test_a_codebook_is_the_logarithms_of_shares_evened_out() -> None:
+    config = ModelConfig(architecture="codebook", landmarks=5, sharpness=4.0, out=3, dropout=0.0, spectrum=1.0)
+    encoder = _built(config).eval()
+    x, lengths = _tracks(9)  # those that it was fitted to
+    words = torch.nn.functional.normalize(encoder.body.words.detach(), dim=1).numpy().astype(np.float64)
+    frames = np.concatenate([x[i, :n].numpy() for i, n in enumerate(lengths.tolist())])
+    assert all(np.isclose(frames, word, atol=1e-6).all(axis=1).any() for word in encoder.body.words.detach().numpy())
+    logs = []
+    for i, n in enumerate(lengths.tolist()):
+        shares = np.exp(4.0 * x[i, :n].numpy().astype(np.float64) @ words.T)
+        logs.append(np.log((shares / shares.sum(axis=1, keepdims=True)).mean(axis=0) + 1e-4))
+    z = encoder(x, lengths_to_padding_mask(lengths, 12)).detach().numpy().astype(np.float64)
+    centred = np.array(logs) - np.mean(logs, axis=0)
+    np.testing.assert_allclose(z, centred @ encoder.body.projection.numpy(), atol=1e-4)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
+    covariance = z.T @ z / len(z)
+    np.testing.assert_allclose(covariance - np.diag(np.diag(covariance)), 0, atol=1e-4)  # principal components
+    assert np.square(z).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-4)

@@ -8,8 +8,13 @@ from typing import Literal
 from kit_train.config import FabricConfig
 
 Method = Literal["networks", "naive", "whitened", "lightgbm-rerank", "frame-matching"]
-Architecture = Literal["convolution", "transformer", "conformer", "set", "mean-map", "attention"]
-Loss = Literal["pairs", "nt-xent", "arcface", "roadmap", "smooth-ap"]
+Architecture = Literal["convolution", "transformer", "conformer", "set", "mean-map", "codebook", "attention"]
+WITHOUT_STAGES = (
+    "mean-map",
+    "codebook",
+    "attention",
+)  # architectures whose start is fitted to the data and can stand as it is
+Loss = Literal["pairs", "nt-xent", "supcon", "arcface", "roadmap", "smooth-ap"]
 Step = Literal["threshold", "smoothing", "alpha", "as-norm", "reciprocal", "diffusion"]
 
 
@@ -55,14 +60,14 @@ class ModelConfig:
     """Add to the mean frame a linear map of what the network says, zero at the start: for little data, which would not
     teach a network from nothing what the mean knows. The embedding then has the data's channels."""
     landmarks: int = 1024
-    """Training frames that a frame is compared with in `mean-map`."""
+    """Training frames that a frame is compared with in `mean-map` and `codebook`."""
     sharpness: float = 5.0
-    """Of that comparison, exp(sharpness · (cosine - 1))."""
+    """Of that comparison, exp(sharpness · (cosine - 1)), or softmax(sharpness · cosine) over them in `codebook`."""
     fading: float = 0.0
     """Frames over which the weight of a frame in the mean map falls to 1/e from the beginning of the track on, for data
     whose beginnings say most; 0: all frames weigh alike."""
     spectrum: float = 0.5
-    """How far the mean map's principal components are evened out at the start; 0: not at all, 1: unit covariance."""
+    """How far principal components of `mean-map` and `codebook` are evened out; 0: not at all, 1: unit covariance."""
     within: float = 0.0
     """Weight, 0..1, of the spread within artists in the covariance that evens the mean map out once more; 0: none."""
     within_shrink: float = 0.3
@@ -136,7 +141,7 @@ class StageConfig:
     sub_centers: int = 1
     label_smoothing: float = 0.0
     temperature: float = 0.1
-    """Of NT-Xent, SmoothAP and SupAP."""
+    """Of NT-Xent, SupCon, SmoothAP and SupAP."""
     projector: bool = True
     """Of NT-Xent: the loss sees a small network on the embedding, as in the official baseline, not the embedding."""
     circle: float = 0.025
@@ -155,7 +160,7 @@ class MemberConfig:
     name: str = "set"
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
-    """In their order; none: only what the start of a mean map is fitted to."""
+    """In their order; none: only what the start of a mean map or a codebook is fitted to."""
     copies: int = 1
     """Networks from different seeds; their embeddings are joined as those of different members."""
     views: Literal["whole", "rolling", "bootstrap"] = "whole"
@@ -287,11 +292,12 @@ class Config:
 
     def _check_member(self, member: MemberConfig) -> None:
         where = f"members {member.name!r}"
-        if not member.stages and member.model.architecture != "mean-map":
+        if not member.stages and member.model.architecture not in WITHOUT_STAGES:
             raise ValueError(
-                f"{where}: found no stages, expected one or more: only 'mean-map' is fitted without training"
+                f"{where}: found no stages, expected one or more: only {' and '.join(map(repr, WITHOUT_STAGES))} are "
+                "fitted without training"
             )
-        if not member.stages and member.model.correction:
+        if not member.stages and member.model.architecture == "mean-map" and member.model.correction:
             raise ValueError(f"{where}: a correction that is never trained stays zero: set model.correction to 0")
         if member.copies < 1:
             raise ValueError(f"{where}: copies: found {member.copies}, expected 1 or more")

@@ -4,6 +4,7 @@ Input everywhere: `x` float32[b, T, channels] with zeros in padded frames, `padd
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 SHRINK = 0.1  # of covariances towards their mean variance, so that no direction is blown up beyond measure
 RESIDUAL_STEP = 0.02  # Adam moves every weight alike: undamped, the first steps would already outweigh the mean
+LEAST_SHARE = 1e-4  # of a code word, below which shares count as equal
 RIDGE = 1e-3  # on the kernel matrix of the landmarks
 
 
@@ -40,6 +42,10 @@ class Encoder(nn.Module):
         self.standardise = Standardise(config.standardise, channels)
         if config.architecture == "mean-map":
             self.body: nn.Module = MeanMap(config, channels)
+            self.d = self.body.d
+            return
+        if config.architecture == "codebook":
+            self.body = Codebook(config, channels)
             self.d = self.body.d
             return
         inside = config.channels or channels
@@ -66,10 +72,10 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def fit_start(self, batches: Batches, classes: NDArray[np.int64], config: ModelConfig, seed: int) -> None:
-        """Take what the start depends on from the training tracks, of `classes`: frame statistics and the mean map."""
+        """Take what the start depends on from the training tracks, of `classes`: frame statistics, map or codebook."""
         if config.standardise == "data":
             self.standardise.fit(batches(), config.whitening)
-        if isinstance(self.body, MeanMap):
+        if isinstance(self.body, MeanMap | Codebook):
 
             def ready() -> Iterable[tuple[Tensor, Tensor]]:
                 for x, lengths in batches():
@@ -242,15 +248,7 @@ class MeanMap(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Batches, classes: NDArray[np.int64], config: ModelConfig, seed: int) -> None:
         """Draw the landmarks, and fit centre and projection; `batches` give frames with their padding masks."""
-        generator = torch.Generator().manual_seed(seed)
-        frames = sum(int((~mask).sum()) for _, mask in batches())
-        drawn = torch.randperm(frames, generator=generator)[: len(self.landmarks)].sort().values
-        before = 0
-        for x, mask in batches():
-            inside = drawn[(drawn >= before) & (drawn < before + int((~mask).sum()))] - before
-            place = int((drawn < before).sum())
-            self.landmarks[place : place + len(inside)] = x[~mask][inside.to(x.device)]
-            before += int((~mask).sum())
+        _draw_frames(self.landmarks, batches, seed)
         means = torch.cat([self.pool(x, mask) for x, mask in batches()]).double().cpu()
         unit = functional.normalize(self.landmarks, dim=1).double().cpu()
         kernel = (config.sharpness * (unit @ unit.T - 1)).exp()
@@ -287,6 +285,71 @@ class MeanMap(nn.Module):
         if self.correction is not None:
             embedded = embedded + self.correction(x, padding_mask)
         return embedded
+
+
+@torch.no_grad()
+def _draw_frames(into: Tensor, batches: Batches, seed: int) -> None:
+    """Fill `into` [k, channels] with frames of the training tracks, drawn without replacement, in their order."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = sum(int((~mask).sum()) for _, mask in batches())
+    drawn = torch.randperm(frames, generator=generator)[: len(into)].sort().values
+    before = 0
+    for x, mask in batches():
+        inside = drawn[(drawn >= before) & (drawn < before + int((~mask).sum()))] - before
+        place = int((drawn < before).sum())
+        into[place : place + len(inside)] = x[~mask][inside.to(x.device)]
+        before += int((~mask).sum())
+
+
+class Codebook(nn.Module):
+    """Ours: the shares of a track's frames that fall to each code word, as logarithms, evened out.
+
+    A frame, at length 1, is divided among the code words (frames of training tracks at the start) by
+    softmax(sharpness · cosine + bias). The mean of these shares over a track says which kinds of frames it has; their
+    logarithms let a rare word that two tracks share weigh as much as a common one. They are centred and projected so
+    that their principal components are evened out to the power `spectrum`. Code words and biases are trained; centre
+    and projection stay as they were fitted.
+
+    Source: Arandjelović et al., NetVLAD (2016), for the soft assignment to words that are trained; Jégou and Chum,
+    Negative evidences and co-occurrences in image retrieval (2012), for the whitening of such histograms.
+    """
+
+    def __init__(self, config: ModelConfig, channels: int) -> None:
+        super().__init__()
+        self.d, self.sharpness = config.out or channels, config.sharpness
+        self.words = nn.Parameter(torch.zeros(config.landmarks, channels))
+        self.bias = nn.Parameter(torch.zeros(config.landmarks))
+        self.centre = nn.Buffer(torch.zeros(config.landmarks))
+        self.projection = nn.Buffer(torch.zeros(config.landmarks, self.d))
+        self.dropout = nn.Dropout(config.dropout)
+
+    @torch.no_grad()
+    def fit(self, batches: Batches, classes: NDArray[np.int64], config: ModelConfig, seed: int) -> None:
+        """Draw the code words, and fit centre and projection; `batches` give frames with their padding masks."""
+        _draw_frames(self.words, batches, seed)
+        logs = torch.cat([self.pool(x, mask) for x, mask in batches()]).double().cpu()
+        centre = logs.mean(0)
+        _, deviations, directions = torch.linalg.svd(logs - centre, full_matrices=False)
+        variances = deviations.square() / len(logs)
+        variances = (variances + SHRINK * variances.sum() / logs.shape[1])[: self.d]
+        projection = directions[: self.d].T * variances ** (-config.spectrum / 2)
+        scale = ((logs - centre) @ projection).square().sum(1).mean().sqrt()
+        self.centre.copy_(centre)
+        self.projection.zero_()
+        self.projection[:, : projection.shape[1]] = (projection / scale).to(self.projection)
+
+    def pool(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+        """The logarithms of the mean shares, float[b, code words]."""
+        owner, step = torch.nonzero(~padding_mask, as_tuple=True)  # real frames only: padding would cost as much
+        aims = functional.normalize(self.words, dim=1) * self.sharpness
+        shares = functional.linear(x[owner, step], aims, self.bias).softmax(1)
+        counts = (~padding_mask).sum(1).to(shares.dtype)
+        sums = shares.new_zeros(len(x), shares.shape[1]).index_add(0, owner, shares)
+        return (sums / counts[:, None] + LEAST_SHARE).log()
+
+    def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+        """Return float[b, d], about of length 1."""
+        return self.dropout(self.pool(x, padding_mask) - self.centre) @ self.projection
 
 
 def _against_spread(vectors: Tensor, classes: NDArray[np.int64], config: ModelConfig) -> Tensor:
@@ -363,6 +426,23 @@ class Learned(NamedTuple):
     positive_pairs: int | None
 
 
+def supervised_contrastive(embeddings: Tensor, classes: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """For every anchor the mean of -log softmax of its positives among all others; the mean over anchors with any.
+
+    Unlike NT-Xent, every anchor weighs alike, however many positives it has. Zero where nobody has one.
+
+    Source: Khosla et al., Supervised Contrastive Learning (NeurIPS 2020), the loss "out".
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        unit = functional.normalize(embeddings.float(), dim=1)
+        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        logits = (unit @ unit.T / temperature).masked_fill(itself, -math.inf)
+        positive = (classes[:, None] == classes) & ~itself
+        likelihood = (logits - logits.logsumexp(1, keepdim=True)).masked_fill(~positive, 0.0).sum(1)
+        counts = positive.sum(1)
+        return -(likelihood / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
 class Criterion(nn.Module):
     """The loss of a stage on embeddings and class numbers, with the weights that only training needs."""
 
@@ -390,8 +470,12 @@ class Criterion(nn.Module):
         if self.pairs is not None:
             found: PairLoss = self.pairs(self.projector(embeddings) if self.projector else embeddings, classes)
             return Learned(found.loss, found.parts, found.positive_pairs)
-        function = roadmap if self.stage.loss == "roadmap" else smooth_ap
-        loss = function(embeddings, classes, temperature=self.stage.temperature)
+        functions: dict[str, Callable[..., Tensor]] = {
+            "roadmap": roadmap,
+            "smooth-ap": smooth_ap,
+            "supcon": supervised_contrastive,
+        }
+        loss = functions[self.stage.loss](embeddings, classes, temperature=self.stage.temperature)
         counts = torch.bincount(classes)
         return Learned(loss, {self.stage.loss: loss.detach()}, int((counts * (counts - 1)).sum()))
 
