@@ -192,7 +192,7 @@ def test_the_lock_holds_one_version_of_each_package(repo_root: Path) -> None:
 
 
 def test_a_solution_has_the_modules_that_every_reader_looks_for(solution: Any) -> None:
-    expected = {"cli", "config", "data", "sample", "train", "infer", "predict"}
+    expected = {"cli", "compare", "config", "data", "sample", "train", "infer", "predict"}
     present = {path.stem for path in solution.source.iterdir()}
     assert expected <= present
 
@@ -220,7 +220,8 @@ def test_results_are_well_formed(solution: Any) -> None:
         assert float(row["seconds"]) >= 0, row
         assert row["data"], row
         assert int(row["parameters"]) >= 0, row
-        assert re.fullmatch(r"[0-9a-f]{7}\+?", row["revision"]), row
+        assert re.fullmatch(r"[0-9a-f]{7}", row["revision"]), "measured from files in no commit"
+        assert int(row["threads"]) > 0, row
 
 
 def test_the_demo_covers_every_solution(solution: Any, repo_root: Path) -> None:

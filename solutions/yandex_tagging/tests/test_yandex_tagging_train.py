@@ -429,7 +429,7 @@ def test_a_choice_on_the_scored_fold_is_told(tracks: Tracks, tmp_path: Path) -> 
     best = dataclasses.replace(optim, keep="best")
     assert fit(config_of(data=one, optim=best), tracks, tmp_path / "best")["selected_on_scored_fold"] is True
     for changes in ({"patience": 2}, {"schedule": "plateau"}):
-        assert training.selects_on_scored_fold(config_of(optim=dataclasses.replace(OPTIM, **changes)))  # type: ignore[arg-type]
+        assert training.selects_on_scored_fold(config_of(optim=dataclasses.replace(OPTIM, **changes)))  # type: ignore[arg-type]  # any field
     assert not training.selects_on_scored_fold(config_of(model="knn", optim=best))
 
 

@@ -106,8 +106,8 @@ class StageConfig:
     batch: int = 2048
     per_artist: int = 4
     views: int = 1
-    """Times that a track is in its batch, each augmented by itself: views of one track are positives of each other, which
-    gives positives to artists with one track."""
+    """Times that a track is in its batch, each augmented by itself: views of one track are positives of each other,
+    which gives positives to artists with one track."""
     smallest_artist: int = 1
     """Artists with fewer tracks are left out of this stage."""
     learning_rate: float = 3e-4
