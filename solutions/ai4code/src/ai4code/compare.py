@@ -120,7 +120,12 @@ def _compare(name_a: str, name_b: str, a: ScoredNotebooks, b: ScoredNotebooks, g
     # tau is 1 - 4 S / P with P = n (n - 1); a notebook of one cell has no pairs and no weight.
     pairs = a.lengths * (a.lengths - 1)
     difference, low, high = bootstrap_paired_ratio(
-        a.inversions, b.inversions, pairs, np.array(a.groups), transform=lambda lost: 1.0 - 4.0 * lost
+        a.inversions,
+        b.inversions,
+        pairs,
+        np.array(a.groups),
+        transform=lambda lost: 1.0 - 4.0 * lost,
+        limits=(-1.0, 1.0),
     )
     return Comparison(
         metric="tau",
