@@ -83,7 +83,7 @@ def infer(run: Runs, data: Path, out: Path, split: Split = "auto") -> None:
 
 
 def check(submission: Path, data: Path, split: Split = "auto") -> None:
-    """Would the judge take this submission? Every notebook and every cell exactly once."""
+    """Validate the submission format: every notebook and every cell exactly once."""
     from ai4code.data import load_split
     from ai4code.submission import check_submission
 

@@ -104,7 +104,7 @@ def infer(run: Runs, data: Path, out: Path, task: Task = "auto", split: Split = 
 
 
 def check(submission: Path, data: Path, split: Split = "auto") -> None:
-    """Would the judge take this file? Every clip of the split once, values finite and in 0..1, the right header."""
+    """Validate the submission format: every clip of the split once, values finite and in 0..1, the right header."""
     from ntua_lab.submission import check as check_file
 
     print(check_file(submission, data, split))

@@ -13,7 +13,7 @@ from kit_core.comparison import Comparison
 from kit_core.errors import ConfigError, DataError, Problems
 from kit_core.run import RunFolder
 from kit_splits.folds import distinct_groups
-from ntua_lab.evaluation import Metric, judge, paired_difference, score_of
+from ntua_lab.evaluation import Metric, align_answers, paired_difference, score_of
 
 RETRAIN = "train the run again with this version, which keeps the group of each clip"
 
@@ -145,7 +145,7 @@ def _compare_files(a: Path, b: Path, truth: Path, metric: Metric | Literal["auto
     for path in (a, b):
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; --truth goes with two files of answers, runs need none")
-    first, second = judge(a, truth), judge(b, truth)
+    first, second = align_answers(a, truth), align_answers(b, truth)
     possible: tuple[Metric, ...] = ("spearman",) if first.task == "emotion" else ("accuracy", "macro_f1")
     chosen = possible[0] if metric == "auto" else metric
     if chosen not in possible:

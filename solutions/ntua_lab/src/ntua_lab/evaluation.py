@@ -156,7 +156,7 @@ def _effective_groups(n: int, groups: Sequence[str] | None) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class AlignedAnswers:
     """A file of answers beside the truth, on the clips that count.
 
     true, answer  int64[n] among `classes` for genre; float64[n, 3] for emotion.
@@ -173,21 +173,21 @@ def evaluate_submission(submission: Path, truth: Path) -> dict[str, Any]:
     """Score a list of genres or a solution.txt against a list of the truth; the report has a key `task`.
 
     Raises:
-        DataError: as `judge`.
+        DataError: as `align_answers`.
     """
-    judged = judge(submission, truth)
-    if judged.task == "emotion":
-        return {"task": "emotion"} | emotion_report(judged.true, judged.answer)
-    return {"task": "genre"} | genre_report(judged.true, judged.answer, judged.classes)
+    aligned = align_answers(submission, truth)
+    if aligned.task == "emotion":
+        return {"task": "emotion"} | emotion_report(aligned.true, aligned.answer)
+    return {"task": "genre"} | genre_report(aligned.true, aligned.answer, aligned.classes)
 
 
-def judge(submission: Path, truth: Path) -> Judged:
+def align_answers(submission: Path, truth: Path) -> AlignedAnswers:
     """Read a list of genres or a solution.txt and lay it beside a list of the truth.
 
-    Raw genres of the truth go through the class mapping that lies near it; clips of dropped genres are not judged.
+    Raw genres of the truth go through the class mapping that lies near it; clips of dropped genres are not scored.
 
     Raises:
-        DataError: the two are not of one kind, not of the same clips, or no clip is left to judge.
+        DataError: the two are not of one kind, not of the same clips, or no clip is left to score.
     """
     answers, true = read_answers(submission), read_answers(truth)
     if answers.task != true.task:
@@ -199,7 +199,7 @@ def judge(submission: Path, truth: Path) -> Judged:
         answers = check_submission(submission, true.ids, ())
         assert answers.values is not None
         assert true.values is not None
-        return Judged("emotion", true.ids, true.values, answers.values, ())
+        return AlignedAnswers("emotion", true.ids, true.values, answers.values, ())
     mapping = find_mapping(truth)
     classes = classes_of(mapping)
     assert true.names is not None
@@ -210,14 +210,14 @@ def judge(submission: Path, truth: Path) -> Judged:
             problems.add(f"clip {id_}", f"the genre {name!r}")
     problems.raise_if_any()
     label = {id_: known[name] for id_, name in zip(true.ids, true.names, strict=True)}
-    judged = [id_ for id_ in answers.ids if label.get(id_) is not None]
+    scored_ids = [id_ for id_ in answers.ids if label.get(id_) is not None]
     wanted = [id_ for id_ in true.ids if label[id_] is not None]
     if not wanted:
         raise DataError(
             f"{truth}: found no clip of a class, expected some: every genre in it is dropped by the class mapping\n"
             "  do: put the right class_mapping.json beside it"
         )
-    if set(judged) != set(wanted) or set(answers.ids) - set(true.ids):
+    if set(scored_ids) != set(wanted) or set(answers.ids) - set(true.ids):
         check_submission(submission, wanted, classes)  # says which
     assert answers.names is not None
     number = {name: index for index, name in enumerate(classes)}
@@ -226,7 +226,7 @@ def judge(submission: Path, truth: Path) -> Judged:
     if foreign:
         raise DataError(f"{submission}: found the classes {foreign[:5]}, expected {', '.join(classes)}; write it again")
     codes = np.array([(number[str(label[id_])], number[given[id_]]) for id_ in wanted])
-    return Judged("genre", wanted, codes[:, 0], codes[:, 1], classes)
+    return AlignedAnswers("genre", wanted, codes[:, 0], codes[:, 1], classes)
 
 
 def report_text(report: dict[str, Any]) -> str:

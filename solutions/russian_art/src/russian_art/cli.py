@@ -106,7 +106,7 @@ def infer(run: Runs, data: Path, out: Path, split: Literal["auto", "train", "tes
 
 
 def check(submission: Path, data: Path, split: Literal["auto", "train", "test"] = "auto") -> None:
-    """Would the judge take this submission? Every file exactly once, with a known label."""
+    """Validate the submission format: every file exactly once, with a known label."""
     art = official.load(data, _split(data, split))
     ids = official.check_submission(submission, art, art.labels)
     print(f"{submission}: valid, {len(ids)} pictures of the {art.split} split")
