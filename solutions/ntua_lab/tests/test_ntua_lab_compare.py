@@ -63,17 +63,17 @@ def test_genre_is_kit_metrics_by_hand(runs: Path, capsys: pytest.CaptureFixture[
     tables = [answers(runs / name) for name in ("svm", "majority")]
     classes = [column[2:] for column in tables[0] if column.startswith("p_")]
     true = np.array([classes.index(name) for name in tables[0]["class"]])
-    said = [np.stack([table[f"p_{name}"] for name in classes], axis=1).argmax(axis=1) for table in tables]
+    predictions = [np.stack([table[f"p_{name}"] for name in classes], axis=1).argmax(axis=1) for table in tables]
     groups = tables[0]["track"]
     found = compared(capsys, runs / "svm", runs / "majority")
-    expected = bootstrap_paired_ratio(true == said[0], true == said[1], np.ones(len(true)), groups)
+    expected = bootstrap_paired_ratio(true == predictions[0], true == predictions[1], np.ones(len(true)), groups)
     assert (found["difference"], *found["interval"]) == pytest.approx(expected)
     assert found["metric"] == "accuracy"
-    assert found["score_a"] == pytest.approx((true == said[0]).mean())
+    assert found["score_a"] == pytest.approx((true == predictions[0]).mean())
     assert found["difference"] == pytest.approx(found["score_a"] - found["score_b"])
     assert (found["n"], found["group_by"], found["n_groups"]) == (len(true), "track", len(set(groups)))
     macro = compared(capsys, runs / "svm", runs / "majority", "--metric", "macro_f1")
-    expected = bootstrap_paired_macro_f1(true, *said, len(classes), groups)
+    expected = bootstrap_paired_macro_f1(true, *predictions, len(classes), groups)
     assert (macro["difference"], *macro["interval"]) == pytest.approx(expected)
 
 
@@ -81,12 +81,17 @@ def test_emotion_is_the_slow_way(runs: Path, capsys: pytest.CaptureFixture[str])
     tables = [answers(runs / name) for name in ("svr", "trees")]
     axes = ["valence", "energy", "danceability"]
     true = np.stack([tables[0][f"true_{axis}"] for axis in axes], axis=1)
-    said = [np.stack([table[axis] for axis in axes], axis=1) for table in tables]
+    predictions = [np.stack([table[axis] for axis in axes], axis=1) for table in tables]
     draws = resamples(len(true), tables[0]["track"].tolist())
-    each = [spearman(true[rows], said[0][rows]).mean() - spearman(true[rows], said[1][rows]).mean() for rows in draws]
+    each = [
+        spearman(true[rows], predictions[0][rows]).mean() - spearman(true[rows], predictions[1][rows]).mean()
+        for rows in draws
+    ]
     found = compared(capsys, runs / "svr", runs / "trees")
     assert found["metric"] == "spearman"
-    assert found["difference"] == pytest.approx(np.mean(spearman(true, said[0]) - spearman(true, said[1])))
+    assert found["difference"] == pytest.approx(
+        np.mean(spearman(true, predictions[0]) - spearman(true, predictions[1]))
+    )
     sizes = np.unique(tables[0]["track"], return_counts=True)[1]
     effective = float(sizes.sum() ** 2 / (sizes**2).sum())
     expected = bootstrap_interval(each, found["difference"], effective, limits=(-2, 2))  # type: ignore[arg-type]  # a number
@@ -151,13 +156,13 @@ def test_files_of_answers(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     rng = np.random.default_rng(0)
     names = np.array(["Rock", "Jazz", "Metal"])
     true = rng.integers(0, 3, 40)
-    said = [np.where(rng.random(40) < share, true, rng.integers(0, 3, 40)) for share in (0.8, 0.3)]
-    for path, codes in ((truth, true), (a, said[0]), (b, said[1])):
+    predictions = [np.where(rng.random(40) < share, true, rng.integers(0, 3, 40)) for share in (0.8, 0.3)]
+    for path, codes in ((truth, true), (a, predictions[0]), (b, predictions[1])):
         rows = [f"{i}.fused.full.npy.gz\t{name}" for i, name in enumerate(names[codes])]
         path.write_text("\n".join(["Id\tGenre", *rows]) + "\n")
     found = compared(capsys, a, b, "--truth", truth)
     expected = bootstrap_paired_ratio(
-        true == said[0], true == said[1], np.ones(40), np.array([str(i) for i in range(40)])
+        true == predictions[0], true == predictions[1], np.ones(40), np.array([str(i) for i in range(40)])
     )
     assert (found["difference"], *found["interval"]) == pytest.approx(expected)
     assert (found["group_by"], found["n_groups"], found["n"]) == ("clip", 40, 40)

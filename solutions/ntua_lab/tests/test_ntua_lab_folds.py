@@ -104,13 +104,13 @@ def test_early_stopping_cuts_no_group(
     clips = official.load(grouped)
     table = pq.read_table(run / "oof.parquet").to_pydict()
     assert len(seen) == 3
-    for fold, (learnt, inner) in enumerate(seen):
-        assert len(learnt) > len(inner) > 0
+    for fold, (fitted, inner) in enumerate(seen):
+        assert len(fitted) > len(inner) > 0
         held = {id_ for id_, one in zip(table["id"], table["fold"], strict=True) if one == fold}
-        of_groups = [{clips.groups[group][i] for i in part} for part in (learnt, inner)]
+        of_groups = [{clips.groups[group][i] for i in part} for part in (fitted, inner)]
         of_groups.append({clips.groups[group][clips.ids.index(id_)] for id_ in held})
         assert len(set.union(*of_groups)) == sum(map(len, of_groups))  # none in two of them
-        assert not {clips.ids[i] for i in (*learnt, *inner)} & held
+        assert not {clips.ids[i] for i in (*fitted, *inner)} & held
 
 
 def test_data_without_names_is_by_clip(whole: Path, tmp_path: Path) -> None:
