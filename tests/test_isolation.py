@@ -132,7 +132,8 @@ def test_a_package_installs_and_passes_its_tests_alone(
             shutil.copyfile(path, target)
     locked = locked_versions(repo_root)
     constraints = tmp_path / "constraints.txt"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in locked.items()), encoding="utf-8")
+    # "===" does not take a local build such as 2.13.0+cpu, which does not go with the locked torchaudio.
+    constraints.write_text("".join(f"{name}==={version}\n" for name, version in locked.items()), encoding="utf-8")
 
     python = tmp_path / "environment" / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

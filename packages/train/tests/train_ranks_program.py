@@ -1,5 +1,6 @@
 """A small solution for the tests of several processes: `train PRESET --run DIR [--fabric.devices 2]`."""
 
+import atexit
 import os
 import signal
 import sys
@@ -59,6 +60,8 @@ def fit(config, folder):
     x = torch.from_numpy(generator.normal(size=(ROWS, WIDTH)).astype(np.float32))
     y = x[:, :2].prod(1, keepdim=True) * torch.from_numpy(lengths[:, None].astype(np.float32))
     fabric = launch(config.fabric)
+    if config.fail and fabric.world_size > 1:
+        atexit.register(os.abort)  # as a process group that lost a peer does now and then
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(8) if config.norm else nn.Identity()
     net = nn.Sequential(nn.Linear(WIDTH, 8), norm, nn.Tanh(), nn.Dropout(config.dropout), nn.Linear(8, 1))

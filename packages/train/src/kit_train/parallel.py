@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kit_core.errors import ConfigError, DataError, KitError
 from kit_core.interrupt import Interrupted
@@ -163,16 +163,26 @@ def _work(verb: str, values: dict[str, Any], scratch: str) -> None:
         getattr(importlib.import_module(module), name)(**values)
     except PeerError:
         time.sleep(PATIENCE_SECONDS)  # the other one is about to tell, and the launcher to end this one
-        sys.exit(1)
+        _exit_at_once(1)
     except KitError as error:
         failure.write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}), encoding="utf-8")
-        sys.exit(error.exit_code)
+        _exit_at_once(error.exit_code)
     except Exception as error:
         if LOST_PEER.search(str(error)) and isinstance(error, RuntimeError):
             time.sleep(PATIENCE_SECONDS)  # another rank was first: the launcher is about to end this one
         text = "".join(traceback.format_exception(error))
         failure.write_text(json.dumps({"exit_code": 1, "message": text.rstrip()}), encoding="utf-8")
-        sys.exit(1)
+        _exit_at_once(1)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End this rank without finalizing the interpreter.
+
+    The threads of a process group that lost a peer may still run, and destroying them aborts the process (SIGABRT).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _told(scratch: Path, rank: int, devices: int, exit_code: int) -> KitError:
