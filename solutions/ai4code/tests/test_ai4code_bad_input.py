@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ai4code.data import load, prepare, read_official, splits_in
 from ai4code.submission import check_submission, submission_ranks
 from kit_core.errors import DataError
+from kit_core.testing import refused
 
 GOOD = {"cell_type": {"a": "code", "b": "code", "c": "markdown"}, "source": {"a": "x = 1", "b": "x", "c": "# text"}}
 IDS = [f"{i:014x}" for i in range(8)]
@@ -39,18 +40,6 @@ def zipped(root: Path) -> Path:
         for file in sorted(root.rglob("*.*")):
             archive.write(file, file.relative_to(root).as_posix())
     return target
-
-
-def refused(action: Callable[[], object], *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    for word in words:
-        assert word in message, f"{word!r} is missing in:\n{message}"
-    assert len(message) < 3_000
-    assert all(line.isprintable() for line in message.splitlines())
-    return message
 
 
 def refused_everywhere(path: Path, *words: str) -> None:

@@ -10,22 +10,12 @@ import pytest
 import soundfile
 
 from kit_core.errors import ConfigError, DataError
+from kit_core.testing import refused
 from ntua_lab.data import check_submission, load, prepare, read_answers, write_emotions, write_genres
 from ntua_lab.extract import extract_folder
 
 GENRE = "fma_genre_spectrograms"
 FILE = f"{GENRE}/train/1000.fused.full.npy.gz"
-
-
-def refused(action: Callable[[], object], *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    for word in (*words, "expected", "do: "):
-        assert word in message, f"{word!r} is missing in:\n{message}"
-    assert len(message) < 2_000
-    return message
 
 
 def refused_everywhere(official: Path, *words: str) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit_core.errors import ConfigError, DataError
+from kit_core.errors import ConfigError
+from kit_core.testing import refused
 from russian_art.data import check_submission, load, prepare, read_submission, splits_in, write_submission
 
 SIZE = 32
@@ -57,18 +58,6 @@ def zipped(root: Path) -> Path:
         for file in sorted(root.rglob("*.*")):
             archive.write(file, file.relative_to(root).as_posix())
     return target
-
-
-def refused(action: Callable[[], object], *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    for word in (*words, "do: "):
-        assert word in message, f"{word!r} is missing in:\n{message}"
-    assert len(message) < 3_000
-    assert all(line.isprintable() for line in message.splitlines())
-    return message
 
 
 def refused_everywhere(path: Path, *words: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kit_core.errors import DataError
+from kit_core.testing import refused
 from yandex_artists.cli import main
 from yandex_artists.clips import write_layout
 from yandex_artists.data import (
@@ -59,18 +60,6 @@ def data(tmp_path: Path) -> Path:
         rows.append(f"{track}\t{track // 3}\t{path_of(track)}")
     (root / "train_meta.tsv").write_text("\n".join(rows) + "\n")
     return root
-
-
-def refused(action: Callable[[], object], *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    for word in (*words, "do: ", "expected"):
-        assert word in message, f"{word!r} is missing in:\n{message}"
-    assert len(message) < 3_000
-    assert all(line.isprintable() for line in message.splitlines())
-    return message
 
 
 def tarred(data: Path) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kit_core.errors import DataError
+from kit_core.testing import refused
 from kit_io.ragged import RaggedWriter
 from yandex_tagging import submission
 from yandex_tagging.cli import main
@@ -67,18 +68,6 @@ def as_tar(root: Path) -> Path:
     for file in root.glob("*.*"):
         (target / file.name).write_bytes(file.read_bytes())
     return target
-
-
-def refused(action: Callable[[], object], *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    for word in (*words, "do: ", "expected: "):
-        assert word in message, f"{word!r} is missing in:\n{message}"
-    assert len(message) < 3_000
-    assert all(line.isprintable() for line in message.splitlines())
-    return message
 
 
 def refused_everywhere(root: Path, *words: str) -> None:
