@@ -1,6 +1,6 @@
 """Small tracks and the training of a run, for the tests of this solution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,14 @@ def fit_run(config: Config, tracks: Tracks, path: Path, *, resume: bool = False,
         resume=resume,
     ) as run:
         return training.train(config, tracks, run, resume=resume, **more)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_flushing() -> Iterator[None]:
+    """Hundreds of run folders are written here, and no power fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kit_core.atomic._sync", lambda path: None)
+        yield
 
 
 @pytest.fixture(scope="session")
