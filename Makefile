@@ -20,7 +20,7 @@ demo: install ## run every solution end to end on its generated sample and print
 	@.venv/bin/python scripts/demo.py
 
 test: install ## run the default tests (ARGS="..." goes to pytest)
-	$(PYTEST) -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
 
 test-slow: install ## run the slow tests and those that need data beside the repository
 	$(PYTEST) -m "slow or data" $(ARGS)
