@@ -48,10 +48,15 @@ def assert_refused(done: subprocess.CompletedProcess[str], exit_code: int, *word
         assert word in done.stderr
 
 
-def test_every_preset_of_the_demo_beats_its_floor(solution: Any, demo: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_preset_of_the_demo_beats_its_floor(
+    solution: Any, everything: bool, demo: ModuleType, tmp_path: Path
+) -> None:
     chosen = next(one for one in demo.DEMOS if one.program == solution.project)
-    rows = demo.run_demo(chosen, tmp_path)
-    assert [row.preset for row in rows] == [chosen.reference, *chosen.presets]
+    steps = demo.Steps(demo.count_steps([chosen], everything))
+    rows = demo.run_demo(chosen, tmp_path, steps, everything)
+    assert steps.done == steps.total
+    assert [row.preset for row in rows] == [chosen.reference, *([chosen.more] if everything else []), chosen.neural]
     for row in rows[1:]:
         assert row.score > rows[0].score + chosen.margin, demo.render(rows)
     table = demo.render(rows)
@@ -67,8 +72,11 @@ def test_a_score_below_its_floor_is_called_too_low(demo: ModuleType) -> None:
 
 def test_a_failing_command_is_shown_with_its_words(demo: ModuleType) -> None:
     program = demo.DEMOS[0].program
+    steps = demo.Steps(1)
     with pytest.raises(demo.StepError, match=f"{program} no-such-verb\nexited with 2"):
-        demo.run_step(program, "no-such-verb")
+        steps.run(program, "no-such-verb")
+    with pytest.raises(demo.StepError, match="another command failed"):
+        steps.run(program, "presets")
 
 
 def test_the_sample_is_the_same_each_time_and_says_what_it_is(solution: Any, tmp_path: Path) -> None:

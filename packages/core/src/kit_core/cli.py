@@ -40,6 +40,9 @@ def run(
     `--section.key`. Where it has `run: Path` as well, `--from-manifest FILE` in place of the preset repeats an earlier
     run. `argv` is without the program's name; by default it is that of the process.
     """
+    # Read by OpenMP when torch or LightGBM loads. Its threads otherwise spin while they wait for one another, and a
+    # training beside other busy processes takes four times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _dispatch(program, verbs, presets, list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # here and not at exit, so that a closed pipe is met below
