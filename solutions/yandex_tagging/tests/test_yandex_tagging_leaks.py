@@ -127,7 +127,7 @@ MORE = {
 
 @pytest.mark.usefixtures("same_folds")
 @pytest.mark.parametrize("name", MORE)
-def test_nor_do_they_with_each_setting_that_looks_at_labels_or_frames(
+def test_settings_that_look_at_labels_or_frames_see_those_of_the_fitted_folds(
     name: str, small: Tracks, folds: np.ndarray, fit: Fit, tmp_path: Path
 ) -> None:
     assert_no_leak(MORE[name], small, folds, fit, tmp_path, MORE[name].copies)
