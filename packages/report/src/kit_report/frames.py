@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from kit_core.errors import DataError
 from kit_report.results import read_results
@@ -43,7 +44,7 @@ def load_run(folder: Path | str) -> RunFrames:
         found = "; ".join(problems) or f"{path}: no preset and config"
         raise DataError(f"{path}: found no whole run folder: {found}\n  do: name a folder that `train --run` wrote")
     answers = path / "oof.parquet"
-    oof = _with_text_ids(pd.read_parquet(answers)) if answers.exists() else None
+    oof = _with_text_ids(parquet.read_table(answers).to_pandas()) if answers.exists() else None
     return RunFrames(run.preset, run.config, run.summary, pd.DataFrame(run.metrics), oof)
 
 
