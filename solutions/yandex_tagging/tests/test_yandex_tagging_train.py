@@ -193,6 +193,22 @@ def test_a_blend_scales_weighs_and_returns_to_the_members_scale(
     assert np.ptp(strong.weights, axis=1).max() < 1e-6  # all weight on what is common to the tags
 
 
+def test_weights_of_a_tag_lie_between_its_own_and_the_common_ones_by_its_positives() -> None:
+    generator = np.random.default_rng(0)
+    tags = generator.random((200, 3)) < [0.5, 0.3, 0.1]
+    noise = generator.normal(size=(2, 200, 3)) * np.array([[0.5, 3, 1], [3, 0.5, 1]])[:, None]
+    logits = list(tags + noise)  # each member is good at another tag
+    found = {
+        shrinkage: Blend.fit(logits, tags, scale="logit", weights="per-tag", shrinkage=shrinkage, rounds=10).weights
+        for shrinkage in (0.0, 20.0)
+    }
+    common = Blend.fit(logits, tags, scale="logit", weights="global", shrinkage=20.0, rounds=10).weights
+    assert np.ptp(common, axis=1).max() == 0
+    assert np.abs(found[0.0] - common).max() > 0.2
+    share = tags.sum(0) / (tags.sum(0) + 20)
+    np.testing.assert_allclose(found[20.0], share * found[0.0] + (1 - share) * common)
+
+
 @pytest.mark.parametrize("name", ["bce", "focal", "asymmetric", "distribution-balanced"])
 def test_losses_sum_over_tags_and_average_over_tracks(name: Any, tracks: Tracks) -> None:
     assert tracks.tags is not None
