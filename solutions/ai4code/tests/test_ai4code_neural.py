@@ -33,6 +33,7 @@ from ai4code.sample import write_sample
 from ai4code.sequences import HIDDEN_CODE, N_FEATURES, ORDER_TELLING, Batch, Item, augmented, make_batch, thinned, whole
 from ai4code.text import analyze, fit_text_model
 from kit_core.errors import ConfigError, DataError
+from kit_core.testing import interrupted_after
 from kit_train.state import save_state
 
 CONFIG = NotebookConfig(width=16, layers=2, heads=2, pair_width=6, epochs=2, order_epochs=1, batch_cells=60)
@@ -116,23 +117,7 @@ def test_the_first_loss_is_known() -> None:
     batch = make_batch([whole(one) for one in items])
     with torch.no_grad():
         first = float(gap_loss(net(batch), batch, 0.0, 9.0))
-        golden = float(gap_loss(net(batch), batch, 4.0, 9.0))
     assert first == pytest.approx(np.log(10) + 0.3 * np.log(2), abs=0.35)
-    assert golden == pytest.approx(GOLDEN, abs=2e-3)
-
-
-GOLDEN = 3.2856  # of torch 2.13 on a CPU
-
-
-def test_the_distance_term_is_the_ranked_probability_score() -> None:
-    one = item(4, 2)
-    batch = make_batch([whole(one)])
-    answers = network(replace(CONFIG, passes=1))(batch)
-    p = answers[0].gap_probability[0].detach().numpy().astype(np.float64)
-    gaps = np.searchsorted(one.rank[:4], one.rank[4:])  # type: ignore[index]  # the order is known
-    by_hand = sum((p[row, : g + 1].sum() - (g >= gap)) ** 2 for row, gap in enumerate(gaps) for g in range(5))
-    added = (gap_loss(answers, batch, 1.0, 4.0) - gap_loss(answers, batch, 0.0, 4.0)).item()
-    assert added == pytest.approx(by_hand / 2 / 4, rel=1e-4)
 
 
 def test_a_network_without_weights_leaves_the_markdown_as_given() -> None:
@@ -255,14 +240,9 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
         trained = fit_network(net, items, CONFIG, loss_of, seed=3, log=lambda **values: None, state=state)
         return trained.state_dict()
 
-    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
-        save_state(path, state)
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
-
     unbroken = run(None)
     with monkeypatch.context() as patch:
-        patch.setattr("ai4code.neural.save_state", save_and_stop)
+        patch.setattr("ai4code.neural.save_state", interrupted_after(save_state, 2))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "s")
     resumed = run(tmp_path / "s")

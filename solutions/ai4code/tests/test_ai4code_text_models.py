@@ -181,17 +181,6 @@ def test_every_weight_is_taught(view: View) -> None:
             assert parameter.grad.abs().sum() > 0, f"{type(net).__name__}.{name}"
 
 
-def test_listnet_by_hand(view: View) -> None:
-    one = make_items(view, None)[0]
-    batch = make_batch([whole(one)])
-    scores = torch.randn(1, one.n_cells)
-    assert one.rank is not None
-    wanted = np.exp(-4.0 * one.rank / (one.n_cells - 1))
-    wanted /= wanted.sum()
-    said = np.log(np.exp(scores[0].double().numpy()) / np.exp(scores[0].double().numpy()).sum())
-    assert float(listnet_loss(scores, batch)) == pytest.approx(-(wanted * said).sum(), rel=1e-5)
-
-
 def test_masking_asks_a_share_and_never_a_mark() -> None:
     torch.manual_seed(0)
     ids = torch.randint(5, 50, (200, 30))

@@ -26,11 +26,14 @@ from ai4code.config import (
     TransformerConfig,
 )
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement
+from ai4code.decode import Placement, spread
 from ai4code.infer import FittedRun, predict_orders
 from ai4code.train import assign_folds, report_placements, split_fold
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError
+from kit_ensemble.selection import greedy_selection
+from kit_metrics.bootstrap import bootstrap_ratio
+from kit_metrics.ordering import kendall_tau_pooled
 
 BLEND = Config(members=("position", "mlp", "gaps", "joint"))
 Train = Callable[..., dict[str, Any]]
@@ -75,6 +78,76 @@ def test_rules_score_what_their_orders_score(
     everything = np.arange(len(notebooks))
     orders = [Placement(np.full(int(notebooks.n_markdown[i]), float(notebooks.n_code[i]))) for i in everything]
     assert summary["score"] == report_placements(notebooks, everything, orders)["tau"]
+
+
+def test_the_interval_resamples_families(blend: tuple[Path, dict[str, Any]], notebooks: Notebooks) -> None:
+    path, summary = blend
+    table = pq.read_table(path / SCORED_FILE).to_pydict()
+    assert table["ancestor_id"] == notebooks.ancestors
+    lengths = np.array(table["n_cells"])
+    assert lengths.tolist() == notebooks.lengths.tolist()
+
+    def interval(groups: Any) -> list[float]:
+        pairs = lengths * (lengths - 1)
+        found = bootstrap_ratio(
+            table["inversions"], pairs, groups, transform=lambda lost: 1 - 4 * lost, limits=(-1.0, 1.0)
+        )
+        return list(found)
+
+    assert summary["interval"] == interval(table["ancestor_id"])
+    assert summary["interval"] != interval(table["id"])
+    assert summary["score"] == kendall_tau_pooled(table["inversions"], lengths)
+
+
+def test_the_blend_of_out_of_fold_answers_by_hand(blend: tuple[Path, dict[str, Any]], notebooks: Notebooks) -> None:
+    """Weights by greedy selection on the other fold, from what the run stored of each member's answers."""
+    path, summary = blend
+    rows = pq.read_table(path / "oof.parquet").to_pylist()
+    scored = pq.read_table(path / SCORED_FILE).to_pylist()
+    answers: dict[str, list[np.ndarray]] = {}
+    for member in BLEND.members:
+        answers[member], alone = [], []
+        for i, id_ in enumerate(notebooks.ids):
+            kept = [row for row in rows if row["member"] == member and row["id"] == id_]
+            n_code = int(notebooks.n_code[i])
+            known = kept[0]["gaps"] is not None
+            gaps = np.array([row["gaps"] for row in kept], np.float64) if known else None
+            alone.append(Placement(np.array([row["position"] for row in kept], np.float64), gaps))
+            mass = spread(alone[-1], n_code, BLEND.blend.position_error).gap_probability
+            assert mass is not None
+            assert mass.shape == (notebooks.n_markdown[i], n_code + 1)
+            answers[member].append(mass)
+        tau = report_placements(notebooks, np.arange(len(notebooks)), alone)["tau"]
+        assert summary["score_of_members"][member] == pytest.approx(tau, abs=1e-9)
+
+    def truth(i: int) -> np.ndarray:
+        assert notebooks.true_rank is not None
+        rank = notebooks.true_rank[notebooks.offsets[i] : notebooks.offsets[i + 1]]
+        code, markdown = rank[: notebooks.n_code[i]], rank[notebooks.n_code[i] :]
+        return np.array([(code < cell).sum() for cell in markdown])
+
+    def weights_on(chosen: list[int]) -> np.ndarray:
+        def score(weights: np.ndarray) -> float:
+            lost = []
+            for i in chosen:
+                mean = sum(w * answers[m][i] for m, w in zip(BLEND.members, weights, strict=True))
+                median = (np.cumsum(mean, axis=1).astype(np.float32) < 0.5).sum(axis=1)
+                lost += np.abs(median - truth(i)).tolist()
+            return -float(np.mean(lost))
+
+        return greedy_selection(len(BLEND.members), score, rounds=BLEND.blend.rounds)[0]
+
+    everything = list(range(len(notebooks)))
+    np.testing.assert_allclose(list(summary["members"].values()), weights_on(everything), atol=1e-6)
+    assert json.loads((path / "weights.json").read_text()) == summary["members"]
+    folds = [row["fold"] for row in scored]
+    placements = []
+    for i in everything:
+        weights = weights_on([other for other in everything if folds[other] != folds[i]])
+        gaps = np.average([answers[member][i] for member in BLEND.members], axis=0, weights=weights)
+        placements.append(Placement(gaps @ np.arange(gaps.shape[1]), gaps))
+    report = report_placements(notebooks, np.arange(len(notebooks)), placements)
+    assert report["tau"] == pytest.approx(summary["score"], abs=1e-9)
 
 
 # --- folds -----------------------------------------------------------------------------------------------------------
