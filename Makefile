@@ -4,7 +4,7 @@
 #     make test ARGS="-k folds"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench report lock clean
+.PHONY: help install demo test test-slow mutants lint format bench report lock clean
 
 # Two processes that each start a thread per core get in each other's way; one thread each is fastest and repeatable.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -20,10 +20,13 @@ demo: install ## run every solution end to end on its generated sample and print
 	@.venv/bin/python scripts/demo.py
 
 test: install ## run the default tests (ARGS="..." goes to pytest)
-	$(PYTEST) -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
 
 test-slow: install ## run the slow tests and those that need data beside the repository
 	$(PYTEST) -m "slow or data" $(ARGS)
+
+mutants: install ## change single places of a solution's train and infer and see whether its tests notice (ARGS="russian_art")
+	@$(ONE_THREAD) .venv/bin/python scripts/mutants.py $(ARGS)
 
 lint: install ## check format, style, import rules, declared dependencies, the lock and types
 	@sh scripts/lint.sh $(ARGS)

@@ -93,3 +93,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "solution" in metafunc.fixturenames:
         solutions = [member for member in MEMBERS if member.is_solution]
         metafunc.parametrize("solution", solutions, ids=lambda member: member.label)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what shares a costly fixture on one worker (`--dist loadgroup`), so that it is made once.
+
+    That is a file, or where a test runs once for each solution, the tests of that solution in the folder.
+    """
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        module = getattr(given.get("case"), "module", None) or getattr(given.get("solution"), "module", None)
+        module = module or given.get("module")
+        group = f"{item.path.parent.name} {module}" if isinstance(module, str) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

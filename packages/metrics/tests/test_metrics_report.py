@@ -1,6 +1,7 @@
 import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,3 +330,9 @@ def test_shapes_that_do_not_fit_are_refused(change, words):
     Orderings(**GOOD)
     with pytest.raises(ValueError, match=words):
         Orderings(**(GOOD | change))
+
+
+def test_the_readme_names_every_key() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    report = ordering_report(pack([[(0, False), (1, True)]]), bootstrap=0)
+    assert [key for key in report if f"`{key}`" not in readme] == []

@@ -249,3 +249,30 @@ def test_mean_of_weights() -> None:
         mean_of_weights([states[0], {"w": states[0]["w"]}])
     with pytest.raises(ValueError, match="one or more"):
         mean_of_weights([])
+
+
+@pytest.mark.parametrize(
+    ("build", "n_places"),
+    [
+        (lambda rate: TransformerEncoder(D, 2, 2, 16, rate), 2 * 4),  # attention weights, after it, twice in the MLP
+        (lambda rate: MaskedConformer(D, 2, 2, 16, 5, rate), 2 * 7),
+        (lambda rate: ResNet1d(D, (6, 6), (5, 3), rate), 2),
+        (lambda rate: CrossAttention(D, 3, 2, layers=2, ff=16, dropout=rate), 2 * 3 + 1),
+    ],
+)
+def test_the_dropout_rate_reaches_every_layer_and_acts_in_training_alone(
+    build: Callable[[float], nn.Module], n_places: int
+) -> None:
+    torch.manual_seed(0)
+    encoder = build(0.37)
+    rates = [
+        module.p if isinstance(module, nn.Dropout) else module.dropout
+        for module in encoder.modules()
+        if isinstance(module, nn.Dropout | nn.MultiheadAttention)
+    ]
+    assert rates == [0.37] * n_places
+    x, mask = padded(frames_of([5, 9]))
+    assert not torch.equal(encoder.train()(x, mask), encoder(x, mask))
+    assert torch.equal(encoder.eval()(x, mask), encoder(x, mask))
+    without = build(0.0).train()
+    assert torch.equal(without(x, mask), without(x, mask))

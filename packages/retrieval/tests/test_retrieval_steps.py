@@ -1,11 +1,13 @@
 """Expansion, normalisation and re-ranking against plain loops, dense algebra and examples by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import kit_retrieval
 from kit_retrieval import (
     CohortStatistics,
     Neighbours,
@@ -301,3 +303,9 @@ def test_a_sweep_tries_everything_and_puts_the_best_first():
     assert trials[0].settings == {"a": 2, "b": "x"}
     with pytest.raises(ValueError, match="no values for b"):
         sweep(rank, lambda found: 0.0, {"a": [1], "b": []})
+
+
+def test_the_readme_names_every_step() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    named = set(kit_retrieval.__all__) - {"CohortStatistics", "Trial", "mutual", "reorder"}
+    assert [name for name in sorted(named) if f"`{name}`" not in readme] == []

@@ -170,7 +170,7 @@ def test_folds_of_another_length_are_a_bug_of_the_caller():
         assert_groups_whole([0, 1], ["a", "b", "c"])
 
 
-def test_as_many_rows_as_the_largest_set_in_a_second():
+def test_as_many_rows_as_the_largest_set():
     groups = [f"{i % 100_000:08x}" for i in range(139_256)]
     folds = group_folds(groups, 5, seed=3)
     assert_groups_whole(folds, groups)
