@@ -446,6 +446,18 @@ def test_a_run_is_the_weighted_mean_of_its_members(
     assert differ(expected, of_run(name, dict.fromkeys(weights, 1.0), by_hand, unseen))
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_parameters_are_the_leaves_and_weights_of_the_models_of_one_fold(name: str, trained: Trained) -> None:
+    path, summary = trained(RUNS[name])
+    count = 0
+    for file in fold_folder(path, 0).iterdir():
+        if file.suffix == ".txt":
+            count += sum(tree["num_leaves"] for tree in booster(file).dump_model()["tree_info"])
+        elif file.suffix == ".safetensors" and file.stem not in ("text", "characters"):
+            count += sum(one.numel() for key, one in stored(file)[0].items() if "standardise" not in key)
+    assert summary["parameters"] == count > 0
+
+
 # --- several runs ----------------------------------------------------------------------------------------------------
 
 

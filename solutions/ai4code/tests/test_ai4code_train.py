@@ -99,13 +99,14 @@ def test_the_interval_resamples_families(blend: tuple[Path, dict[str, Any]], not
     assert summary["score"] == kendall_tau_pooled(table["inversions"], lengths)
 
 
-def test_the_blend_of_out_of_fold_answers_by_hand(blend: tuple[Path, dict[str, Any]], notebooks: Notebooks) -> None:
-    """Weights by greedy selection on the other fold, from what the run stored of each member's answers."""
-    path, summary = blend
+def test_the_blend_of_out_of_fold_answers_by_hand(trained: Trained, notebooks: Notebooks) -> None:
+    """Weights by greedy selection on the other folds, from what the run stored of each member's answers."""
+    config = Config(members=("middle", "similarity", "position", "gaps"))
+    path, summary = trained(config, folds=3)
     rows = pq.read_table(path / "oof.parquet").to_pylist()
     scored = pq.read_table(path / SCORED_FILE).to_pylist()
     answers: dict[str, list[np.ndarray]] = {}
-    for member in BLEND.members:
+    for member in config.members:
         answers[member], alone = [], []
         for i, id_ in enumerate(notebooks.ids):
             kept = [row for row in rows if row["member"] == member and row["id"] == id_]
@@ -113,7 +114,7 @@ def test_the_blend_of_out_of_fold_answers_by_hand(blend: tuple[Path, dict[str, A
             known = kept[0]["gaps"] is not None
             gaps = np.array([row["gaps"] for row in kept], np.float64) if known else None
             alone.append(Placement(np.array([row["position"] for row in kept], np.float64), gaps))
-            mass = spread(alone[-1], n_code, BLEND.blend.position_error).gap_probability
+            mass = spread(alone[-1], n_code, config.blend.position_error).gap_probability
             assert mass is not None
             assert mass.shape == (notebooks.n_markdown[i], n_code + 1)
             answers[member].append(mass)
@@ -130,21 +131,23 @@ def test_the_blend_of_out_of_fold_answers_by_hand(blend: tuple[Path, dict[str, A
         def score(weights: np.ndarray) -> float:
             lost = []
             for i in chosen:
-                mean = sum(w * answers[m][i] for m, w in zip(BLEND.members, weights, strict=True))
+                mean = sum(w * answers[m][i] for m, w in zip(config.members, weights, strict=True))
                 median = (np.cumsum(mean, axis=1).astype(np.float32) < 0.5).sum(axis=1)
                 lost += np.abs(median - truth(i)).tolist()
             return -float(np.mean(lost))
 
-        return greedy_selection(len(BLEND.members), score, rounds=BLEND.blend.rounds)[0]
+        return greedy_selection(len(config.members), score, rounds=config.blend.rounds)[0]
 
     everything = list(range(len(notebooks)))
     np.testing.assert_allclose(list(summary["members"].values()), weights_on(everything), atol=1e-6)
     assert json.loads((path / "weights.json").read_text()) == summary["members"]
     folds = [row["fold"] for row in scored]
+    for fold in range(3):
+        assert not np.allclose(weights_on(everything), weights_on([i for i in everything if folds[i] == fold]))
     placements = []
     for i in everything:
         weights = weights_on([other for other in everything if folds[other] != folds[i]])
-        gaps = np.average([answers[member][i] for member in BLEND.members], axis=0, weights=weights)
+        gaps = np.average([answers[member][i] for member in config.members], axis=0, weights=weights)
         placements.append(Placement(gaps @ np.arange(gaps.shape[1]), gaps))
     report = report_placements(notebooks, np.arange(len(notebooks)), placements)
     assert report["tau"] == pytest.approx(summary["score"], abs=1e-9)
