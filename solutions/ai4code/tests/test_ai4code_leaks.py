@@ -91,7 +91,7 @@ def altered(notebooks: Notebooks, held: np.ndarray) -> Notebooks:
     for i in held:
         start, stop = notebooks.offsets[i : i + 2].tolist()
         ranks[start:stop] = np.arange(stop - start)
-        texts[start:stop] = [f"unheard words {row} of {texts[row][::-1]}" for row in range(start, stop)]
+        texts[start:stop] = [f"new words {row} of {texts[row][::-1]}" for row in range(start, stop)]
     assert (ranks != notebooks.true_rank).any()
     return replace(notebooks, true_rank=ranks, sources=pa.array(texts, notebooks.sources.type))
 
