@@ -66,7 +66,7 @@ def small(request: pytest.FixtureRequest) -> Callable[..., Config]:
             text_listwise=NETWORK,
             twin=replace(NETWORK, passes=1),
             diffusion=replace(NETWORK, passes=1),
-            sampling=SamplingConfig(steps=2, samples=2),
+            sampling=SamplingConfig(steps=2, samples=3),
             transformer=transformer,
         )
 
