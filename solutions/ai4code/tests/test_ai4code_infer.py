@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -444,6 +444,25 @@ def test_a_run_is_the_weighted_mean_of_its_members(
     expected = of_run(name, weights, by_hand, unseen)
     assert_alike(FittedRun.open(path).place(unseen), expected)
     assert differ(expected, of_run(name, dict.fromkeys(weights, 1.0), by_hand, unseen))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_member_was_fitted_with_the_settings_of_its_own(name: str, trained: Trained) -> None:
+    path, _ = trained(RUNS[name])
+    config, folder = FittedRun.open(path).config, fold_folder(path, 1)
+    for member in config.members:
+        if (folder / f"{member}.txt").exists():
+            trees: Any = getattr(config, member)
+            assert booster(folder / f"{member}.txt").num_trees() == trees.rounds, member
+        elif (folder / f"{member}.safetensors").exists():
+            section = {
+                "singular-listwise": "listwise",
+                "text-listwise": "text_listwise",
+                "seed-listwise": "text_listwise",
+                "pointwise": "transformer",
+                "pairwise": "transformer",
+            }.get(member, member)
+            assert stored(folder / f"{member}.safetensors")[1]["config"] == asdict(getattr(config, section)), member
 
 
 @pytest.mark.parametrize("name", RUNS)
