@@ -420,9 +420,12 @@ def test_out_of_fold_answers_are_those_of_the_model_that_left_the_notebook_out(
     path, _ = trained(RUNS[name])
     folds = assign_folds(notebooks.ancestors or [], FittedRun.open(path).config.data)
     rows = pq.read_table(path / "oof.parquet").to_pylist()
-    stored_folds = [StoredFold(path, fold, notebooks) for fold in (0, 1)]
+    held = [np.flatnonzero(folds == fold) for fold in (0, 1)]
+    stored_folds = [StoredFold(path, fold, notebooks.select(held[fold])) for fold in (0, 1)]
     for member in RUNS[name].members:
-        answers = [fold.answers(member) for fold in stored_folds]
+        answers = [
+            dict(zip(held[i].tolist(), fold.answers(member), strict=True)) for i, fold in enumerate(stored_folds)
+        ]
         for i, id_ in enumerate(notebooks.ids):
             kept = [row for row in rows if row["member"] == member and row["id"] == id_]
             answer = answers[folds[i]][i]

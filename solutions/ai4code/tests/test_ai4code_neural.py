@@ -250,6 +250,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
         assert torch.equal(value, resumed[name]), name
 
 
+@pytest.mark.slow  # of what it is made, losses and steps, is compared by hand in test_ai4code_fit.py
 def test_it_learns_a_rule_from_similarities() -> None:
     """Each markdown cell resembles just the code cell behind its gap: soon nearly all are right."""
     items = []
