@@ -13,6 +13,7 @@ Takes 10 to 30 minutes a solution on one core; it is no part of CI.
 
 import argparse
 import ast
+import importlib
 import io
 import os
 import random
@@ -42,6 +43,11 @@ MODULES = {
 }
 # Tests of other modules, which would only cost time.
 OTHER_TESTS = ("bad_input", "sample", "data", "ipynb", "decode", "compare", "weights", "extract", "echonest", "groups")
+
+LIBRARIES = (
+    "lightgbm", "lightning_fabric", "scipy.stats", "sklearn.linear_model", "timm", "torch._dynamo", "torchaudio",
+    "transformers",
+)  # fmt: skip
 
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in",
@@ -234,8 +240,8 @@ def tests_of(solution: str) -> list[str]:
     files = sorted((ROOT / "solutions" / solution / "tests").glob("test_*.py"))
     short = {path: path.stem.removeprefix(f"test_{solution}_") for path in files}
     first = ("infer", "fit", "leaks", "train")
-    rank = lambda path: first.index(short[path]) if short[path] in first else len(first)  # noqa: E731 - one use
-    return [str(path) for path in sorted(files, key=rank) if short[path] not in OTHER_TESTS]
+    order = {path: first.index(name) if name in first else len(first) for path, name in short.items()}
+    return [str(path) for path in sorted(files, key=lambda path: order[path]) if short[path] not in OTHER_TESTS]
 
 
 def run_tests(source: Path, tests: list[str], seconds: float, log: Path) -> str:
@@ -250,8 +256,8 @@ def run_tests(source: Path, tests: list[str], seconds: float, log: Path) -> str:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
         import pytest
 
-        # Pytest warns that it cannot rewrite the assertions of plugins that a preloaded library has imported.
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        preloaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that a preloaded library has imported
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-W", preloaded]
         code = 1
         try:
             code = pytest.main([*options, f"--rootdir={ROOT}", *tests])
@@ -275,14 +281,8 @@ def run_tests(source: Path, tests: list[str], seconds: float, log: Path) -> str:
 def preload() -> None:
     """Import the large libraries once; every fork has them then. Nothing of this repository."""
     with redirect_stdout(io.StringIO()):
-        import lightgbm  # noqa: F401
-        import lightning_fabric  # noqa: F401
-        import scipy.stats  # noqa: F401
-        import sklearn.linear_model  # noqa: F401
-        import timm  # noqa: F401
-        import torch._dynamo  # noqa: F401
-        import torchaudio  # noqa: F401
-        import transformers  # noqa: F401
+        for name in LIBRARIES:
+            importlib.import_module(name)
 
 
 def reasons(solution: str) -> dict[tuple[str, str, str, str], str]:

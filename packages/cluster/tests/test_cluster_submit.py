@@ -27,6 +27,11 @@ class Data:
 
 
 @dataclass(frozen=True)
+class DataOfNFolds(Data):
+    n_folds: int = 4
+
+
+@dataclass(frozen=True)
 class Fabric:
     devices: int = 1
 
@@ -97,10 +102,16 @@ def test_a_dry_run_prints_the_script_and_needs_no_slurm(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     place = ("--data", "d", "--run", str(tmp_path / "run"), "--submit", "slurm", "--slurm.dry-run")
-    wishes = ("--slurm.partition", "main", "--slurm.minutes", "90", "--slurm.gpus", "1", "--slurm.account", "lab")
+    wishes = (
+        *("--slurm.partition", "main", "--slurm.minutes", "90", "--slurm.gpus", "1", "--slurm.account", "lab"),
+        *("--slurm.cpus", "6", "--slurm.memory-gb", "20", "--slurm.qos", "long", "--slurm.constraint", "a100"),
+    )
     assert command(presets, *place, *wishes, "--slurm.setup", "module load cuda") == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = ["--partition=main", "--time=90", "--gpus-per-node=1", "--account=lab", "--signal=USR2@120", "--requeue"]
+    expected = [
+        *("--partition=main", "--time=90", "--gpus-per-node=1", "--account=lab", "--signal=USR2@120", "--requeue"),
+        *("--cpus-per-task=6", "--mem=20GB", "--qos=long", "--constraint=a100", "--nodes=1", "--ntasks-per-node=1"),
+    ]
     assert [f"#SBATCH {flag}" for flag in expected if f"#SBATCH {flag}" not in lines] == []
     assert "module load cuda" in lines
     assert any("HF_HUB_OFFLINE=1" in line for line in lines)
@@ -237,6 +248,11 @@ def test_folds_become_configurations_of_their_own(tmp_path: Path) -> None:
     parts = split_folds(Config(), tmp_path)
     assert [(part.config.data.fold, part.run.name) for part in parts] == [(0, "fold0"), (1, "fold1"), (2, "fold2")]
     assert parts[1].config == replace(Config(), data=Data(fold=1))
+
+
+def test_folds_may_be_called_n_folds(tmp_path: Path) -> None:
+    config = replace(Config(), data=DataOfNFolds())
+    assert [part.config.data.fold for part in split_folds(config, tmp_path)] == [0, 1, 2, 3]
 
 
 def test_the_command_of_a_job_is_the_local_one(monkeypatch: pytest.MonkeyPatch) -> None:
