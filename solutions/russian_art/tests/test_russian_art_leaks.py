@@ -151,7 +151,7 @@ def test_the_strength_of_a_fold_is_chosen_without_it(cross_validated: tuple[Path
 def test_a_fold_helps_to_choose_no_blend_that_it_is_scored_by(
     cross_validated: tuple[Path, Path], art: Art, tmp_path: Path
 ) -> None:
-    """With the same answers of the members and other labels in fold 0, its probabilities stay and the others' change."""
+    """With the members' answers as they were and other labels in fold 0, only the probabilities of fold 1 change."""
     plain = cross_validated[0]
     again = run_in(tmp_path / "run", CONFIG, changed(art, 0, pixels=False), oof=plain / "oof")
     one, other = (load_file(run / "oof.safetensors")["probabilities"] for run in (plain, again))

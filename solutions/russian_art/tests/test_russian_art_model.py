@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from kit_core.errors import ConfigError, DataError
@@ -31,6 +33,7 @@ from russian_art.backbones import (
     unsquashed,
 )
 from russian_art.baseline import (
+    choose_strength,
     fit_discriminant,
     fit_kernel,
     fit_lightgbm,
