@@ -61,6 +61,9 @@ NAMES = {
 SILENT = {"print", "say", "log", "warn", "debug", "info", "append_log", "progress"}  # what they write is no result
 
 
+RANKS = {"world_size", "global_rank"}  # the tests of several processes are slow, and not run here
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One change: the text from `start` to `stop` (characters of the file) becomes `new`."""
@@ -149,7 +152,8 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        if self.inside and not isinstance(node.body[-1], ast.Raise):
+        ranks = any(isinstance(part, ast.Attribute) and part.attr in RANKS for part in ast.walk(node.test))
+        if self.inside and not isinstance(node.body[-1], ast.Raise) and not ranks:
             start, stop = self.span(node.test)
             self.change(start, stop, f"not ({self.text[start:stop]})")
             self.visit(node.test)
@@ -157,7 +161,8 @@ class Finder(ast.NodeVisitor):
             self.visit(statement)
 
     def visit_For(self, node: ast.For) -> None:
-        if self.inside:
+        checks = any(isinstance(part, ast.Raise) for part in ast.walk(node))
+        if self.inside and not checks:
             start, stop = self.span(node.iter)
             self.change(start, stop, f"list({self.text[start:stop]})[:1]")
         self.generic_visit(node)
