@@ -1,8 +1,9 @@
-"""Inference by hand: each stored model by itself in plain NumPy against `infer` and `predict`; every post-processing step."""
+"""Inference by hand: each stored model by itself, in plain NumPy, against `infer` and `predict`; post-processing."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -385,3 +386,177 @@ def test_frames_of_real_tracks_that_vote_beat_one_vector_a_track(tmp_path: Path)
     assert summary["gallery"] == [712]
     assert summary["score"] > 0.74
     assert summary["others"]["by one vector a track"]["score"] < 0.67
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every setting of a step against NumPy
+
+
+def made_gallery(n: int = 24, d: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of unlike lengths, and centres."""
+    rng = np.random.default_rng(seed)
+    gallery = rng.normal(size=(n, d)) * rng.uniform(0.5, 2.0, size=(n, 1)) + 0.4
+    return gallery.astype(np.float32), (rng.normal(size=(12, d)) + 0.4).astype(np.float32)
+
+
+def order_of(scores: np.ndarray) -> np.ndarray:
+    scores = scores.copy()
+    np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :-1]
+
+
+def alpha_by_hand(x: np.ndarray, post: PostConfig) -> np.ndarray:
+    unit = unit_rows(x.astype(np.float64))
+    out = unit.copy()
+    for i, row in enumerate(order_of(unit @ unit.T)[:, : post.neighbours]):
+        for j in row:
+            out[i] += max(float(unit[i] @ unit[j]), 0.0) ** post.alpha * unit[j]
+    return unit_rows(out)
+
+
+def cosine_order(x: np.ndarray, k: int) -> np.ndarray:
+    unit = unit_rows(x.astype(np.float64))
+    return order_of(unit @ unit.T)[:, :k]
+
+
+def as_norm_by_hand(x: np.ndarray, centres: np.ndarray, post: PostConfig, k: int) -> np.ndarray:
+    unit, cohort = unit_rows(x.astype(np.float64)), unit_rows(centres.astype(np.float64))
+    best = -np.sort(-(unit @ cohort.T), axis=1)[:, : post.cohort]
+    mean, deviation = best.mean(axis=1), best.std(axis=1)
+    s = unit @ unit.T
+    normalised = ((s - mean[:, None]) / deviation[:, None] + (s - mean[None]) / deviation[None]) / 2
+    listed = np.zeros(s.shape, dtype=bool)
+    np.put_along_axis(listed, order_of(s)[:, : min(len(x) - 1, 3 * k)], True, axis=1)
+    even = [(values - values[listed].mean()) / values[listed].std() for values in (normalised, s)]
+    return order_of(np.where(listed, post.share * even[0] + (1 - post.share) * even[1], -1e9))[:, :k]
+
+
+def threshold_by_hand(x: np.ndarray, post: PostConfig, k: int) -> np.ndarray:
+    x = x.astype(np.float64)
+    unit = unit_rows(x)
+    cosines, out = unit @ unit.T, []
+    for i, row in enumerate(order_of(cosines)):
+        near = [j for j in row[:k] if cosines[i, j] > post.threshold]
+        second = x[[i, *near]].mean(axis=0)
+        again = [j for j in np.argsort(-(unit @ second), kind="stable") if j != i and j not in near]
+        out.append([*near, *again][:k] if near else row[:k].tolist())
+    return np.array(out)
+
+
+def reciprocal_by_hand(x: np.ndarray, post: PostConfig, k: int) -> np.ndarray:
+    """Sets and dense descriptions, as the paper has them, among the candidates of every track."""
+    unit = unit_rows(x.astype(np.float64))
+    cosines = unit @ unit.T
+    order, n = order_of(cosines), len(x)
+    candidates = order[:, : min(n - 1, 3 * k)]
+
+    def mutual(i: int, size: int) -> set[int]:
+        return {i} | {int(j) for j in order[i, :size] if i in order[j, :size]}
+
+    described = np.zeros((n, n))
+    half = max(1, round(post.k1 / 2))
+    for i in range(n):
+        core = mutual(i, post.k1)
+        whole = set(core)
+        for j in core:
+            small = mutual(j, half)
+            if len(small & core) > 2 / 3 * len(small):
+                whole |= small
+        for j in whole:
+            cosine = 1.0 if j == i else cosines[i, j] if j in candidates[i] else cosines[i, candidates[i, -1]]
+            described[i, j] = np.exp(-(2 - 2 * cosine))
+    described /= described.sum(axis=1, keepdims=True)
+    described = np.stack([described[[i, *order[i, : post.k2 - 1]]].mean(axis=0) for i in range(n)])
+    jaccard = np.array([[np.minimum(a, b).sum() / np.maximum(a, b).sum() for b in described] for a in described])
+    mixed = (1 - post.jaccard) * cosines + post.jaccard * jaccard
+    listed = np.zeros((n, n), dtype=bool)
+    np.put_along_axis(listed, candidates, True, axis=1)
+    return order_of(np.where(listed, mixed, -1e9))[:, :k]
+
+
+def by_hand(gallery: np.ndarray, centres: np.ndarray, post: PostConfig, k: int) -> np.ndarray:
+    for step in post.steps:
+        if step == "smoothing":
+            gallery = smoothed(gallery.astype(np.float64), post.weights)
+        elif step == "alpha":
+            gallery = alpha_by_hand(gallery, post)
+        elif step == "as-norm":
+            return as_norm_by_hand(gallery, centres, post, k)
+        elif step == "threshold":
+            return threshold_by_hand(gallery, post, k)
+        elif step == "reciprocal":
+            return reciprocal_by_hand(gallery, post, k)
+    return cosine_order(gallery, k)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "smoothing": {"weights": ((3.0, 2.0, 1.0), (1.0, 4.0), (2.0, 0.0, 5.0))},
+    "alpha": {"alpha": (3.0, 0.0, 8.0), "neighbours": (6, 1, 3)},
+    "as-norm": {"share": (0.3, 0.0, 1.0, 0.7), "cohort": (400, 2, 5)},
+    "threshold": {"threshold": (0.85, 0.5, 0.7)},
+    "reciprocal": {"k1": (15, 4, 8), "k2": (4, 1, 2), "jaccard": (0.3, 0.0, 0.9)},
+}
+
+
+@pytest.mark.parametrize(("step", "name"), [(step, name) for step, names in SETTINGS.items() for name in names])
+def test_every_setting_of_a_step_is_that_of_plain_numpy(step: Any, name: str) -> None:
+    gallery, centres = made_gallery()
+    answers = []
+    for value in SETTINGS[step][name]:
+        post = PostConfig(steps=(step,), **({"share": 0.8} if name == "cohort" else {}) | {name: value})
+        for k in (5, 23):
+            found = rank(gallery, centres, post, k=k)
+            np.testing.assert_array_equal(found, by_hand(gallery, centres, post, k), err_msg=f"{name} {value}")
+        answers.append(found.tolist())
+    assert all(a != b for i, a in enumerate(answers) for b in answers[:i])  # each value has its effect
+
+
+def test_diffusion_is_the_solution_of_its_linear_system() -> None:
+    gallery, centres = made_gallery(16)
+    unit = unit_rows(gallery.astype(np.float64))
+    cosines = unit @ unit.T
+    order, answers = order_of(cosines), []
+    for links in (3, 6):
+        weights = np.zeros(cosines.shape)
+        for i in range(16):
+            for j in order[i, :links]:
+                if i in order[j, :links]:
+                    weights[i, j] = max(cosines[i, j], 0.0) ** 3
+        degree = np.maximum(weights.sum(axis=1), 1e-12)
+        reached = np.linalg.inv(np.eye(16) - 0.99 * weights / np.sqrt(np.outer(degree, degree)))
+        found = rank(gallery, centres, PostConfig(steps=("diffusion",), links=links), k=4)
+        for i, row in enumerate(found):
+            expected = sorted((j for j in range(16) if j != i and reached[i, j] > 1e-9), key=lambda j: -reached[i, j])
+            expected += [j for j in order[i] if j not in expected]
+            assert row.tolist() == expected[:4]
+        answers.append(found.tolist())
+    assert answers[0] != answers[1]
+
+
+def test_steps_on_vectors_work_in_their_order_and_before_those_on_lists() -> None:
+    gallery, centres = made_gallery()
+    found = {}
+    for steps in (("smoothing", "alpha"), ("alpha", "smoothing"), ("alpha", "as-norm"), ("as-norm", "alpha")):
+        post = PostConfig(steps=steps, weights=(3.0, 2.0, 1.0), alpha=1.0, neighbours=2, share=0.9)
+        found[steps] = rank(gallery, centres, post, k=10).tolist()
+        ordered = tuple(sorted(steps, key="as-norm".__eq__))
+        assert found[steps] == by_hand(gallery, centres, replace(post, steps=ordered), 10).tolist()
+    assert found["smoothing", "alpha"] != found["alpha", "smoothing"]
+    assert found["alpha", "as-norm"] == found["as-norm", "alpha"]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_whitening_of_a_run_is_the_power_of_its_eigenvalues(power: float) -> None:
+    vectors, _ = made_gallery(40)
+    fitted = np.arange(40) < 30
+    cohort = make_cohort(vectors, np.arange(40) // 4, fitted, power)
+    x = vectors[fitted].astype(np.float64)
+    values, directions = np.linalg.eigh(np.cov(x, rowvar=False))
+    values = 0.9 * values + 0.1 * values.mean()
+    expected = (vectors - x.mean(axis=0)) @ (directions * values ** (-power / 2))
+    joint, centres = join([Embedded(vectors, cohort)], PostConfig(normalise="whiten"))
+    np.testing.assert_allclose(joint @ joint.T, unit_rows(expected) @ unit_rows(expected).T, atol=1e-4)
+    of_artists = (np.stack([unit_rows(vectors[i : i + 4]).mean(axis=0) for i in range(0, 40, 4)]) - x.mean(axis=0)) @ (
+        directions * values ** (-power / 2)
+    )
+    np.testing.assert_allclose(joint @ centres.T, unit_rows(expected) @ unit_rows(of_artists).T, atol=1e-4)

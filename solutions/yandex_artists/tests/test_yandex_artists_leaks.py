@@ -1,4 +1,4 @@
-"""What scores a left-out fold has seen nothing of it: other frames, lengths and artists there leave its models' bytes."""
+"""What scores a left-out fold has seen nothing of it: with other frames and artists there its models keep their bytes."""
 
 import csv
 import dataclasses

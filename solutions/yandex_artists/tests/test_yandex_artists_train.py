@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -254,20 +253,6 @@ def test_kept_vectors_rank_each_fold_as_the_run_did(whole_run: Path) -> None:
     assert found == pytest.approx(summary["others"]["without post-processing"]["score"])
     with pytest.raises(DataError, match="no stored vectors"):
         load_vectors(whole_run / "queries.csv")
-
-
-def test_inference_joins_all_folds_and_runs(whole_run: Path, tmp_path: Path) -> None:
-    tracks = make_tracks(seed=3, test=True)
-    run = FittedRun.open(whole_run)
-    assert [unit.encoder.training for unit in run.units] == [False] * 6
-    found = neighbours([run, FittedRun.open(whole_run)], tracks, k=20)
-    assert found.shape == (60, 20)
-    assert all(i not in row and len(set(row.tolist())) == 20 for i, row in enumerate(found))
-    np.testing.assert_array_equal(found, neighbours([run], tracks, k=20))  # the same run twice says the same
-    joint = run.embed(tracks.pack, tracks.rows)
-    widths = np.cumsum([0, 8, 5, 5, 8, 5, 5])
-    for first, last in itertools.pairwise(widths):  # each member counts alike
-        np.testing.assert_allclose(np.linalg.norm(joint[:, first:last], axis=1), 1.0, rtol=1e-4)
 
 
 def test_a_track_gets_the_same_vector_in_any_company(whole_run: Path) -> None:
