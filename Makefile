@@ -16,8 +16,8 @@ help: ## list these targets
 install: ## install Poetry, the packages and the solutions; does nothing when they are up to date
 	@sh scripts/bootstrap.sh
 
-demo: install ## run every solution end to end on its generated sample and print a table of scores
-	@.venv/bin/python scripts/demo.py
+demo: install ## run every solution end to end on its generated sample and print a table of scores (ARGS="--all")
+	@.venv/bin/python scripts/demo.py $(ARGS)
 
 test: install ## run the default tests (ARGS="..." goes to pytest)
 	$(PYTEST) -n 2 --dist loadgroup $(ARGS)

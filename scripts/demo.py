@@ -1,21 +1,27 @@
 """Run every solution end to end on its generated sample, through its real command line, and compare scores with floors.
 
     make demo
+    make demo ARGS="--all"              one more preset of each solution
+    make demo ARGS="ai4code ntua-lab"   only these
 
-For each solution: sample → prepare → for each preset train → infer → check → evaluate. Ends in a table, and exits with
-1 when a score does not beat its floor. The floor is what the solution's simplest preset scores on the same sample, plus
-a stated margin, so that it stays honest when the sample changes. Scores on a generated sample say that the code works,
-and nothing about a competition. The files stay in runs/demo for a look; the next run replaces them.
+For each solution: sample → prepare → for each preset train → infer → check → evaluate. Solutions run side by side, one
+thread each. Ends in a table and a report, and exits with 1 when a score does not beat its floor. The floor is what the
+solution's simplest preset scores on the same sample, plus a stated margin, so that it stays honest when the sample
+changes. Scores on a generated sample say that the code works, and nothing about a competition. The files stay in
+runs/demo for a look; the next run replaces them.
 """
 
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +36,8 @@ class Demo:
 
     program: str  # the console script, which is also the name of the solution
     reference: str  # the preset that learns nothing; its score is the base of the floor
-    presets: tuple[str, ...]  # one baseline that is no neural network, and one small neural preset
+    neural: str  # a small neural preset
+    more: str  # a preset that learns without a network, run with --all
     metric: str  # the key of the score in `evaluate --json`
     margin: float  # by how much a preset must beat the reference
     truth: str  # the file of the sample that holds the answers of the test part
@@ -41,7 +48,8 @@ DEMOS = (
     Demo(
         program="ai4code",
         reference="as-given",
-        presets=("tfidf-lightgbm", "mlp"),
+        neural="mlp",
+        more="tfidf-lightgbm",
         metric="tau",
         margin=0.05,
         truth="test_orders.csv",
@@ -50,7 +58,8 @@ DEMOS = (
     Demo(
         program="ntua-lab",
         reference="majority",
-        presets=("pooled-svm", "lstm-beat"),
+        neural="lstm-beat",
+        more="pooled-svm",
         metric="accuracy",
         margin=0.2,
         truth="fma_genre_spectrograms/test_labels.txt",
@@ -59,7 +68,8 @@ DEMOS = (
     Demo(
         program="russian-art",
         reference="majority",
-        presets=("pixels", "scratch"),
+        neural="scratch",
+        more="pixels",
         metric="macro_f1",
         margin=0.3,
         truth="test.csv",
@@ -68,7 +78,8 @@ DEMOS = (
     Demo(
         program="yandex-artists",
         reference="naive",
-        presets=("whitened", "arcface-set-mini"),
+        neural="arcface-set-mini",
+        more="whitened",
         metric="ndcg@100",
         margin=0.01,
         truth="test_truth.tsv",
@@ -77,7 +88,8 @@ DEMOS = (
     Demo(
         program="yandex-tagging",
         reference="knn",
-        presets=("mean-lightgbm", "frames-mini"),
+        neural="frames-mini",
+        more="mean-lightgbm",
         metric="macro_ap",
         margin=0.02,
         truth="test_truth.csv",
@@ -106,24 +118,54 @@ class StepError(Exception):
     """A command of a solution exited with another code than 0."""
 
 
-def run_step(program: str, *arguments: object) -> str:
-    """Run one command of the environment of this Python, print its verb and seconds, and return its standard output.
+class Steps:
+    """Runs commands of the solutions, prints each when it has ended, and stops all after one has failed."""
 
-    Raises:
-        StepError: with the command, the exit code and the end of what it wrote.
-    """
-    print(f"  {program} {arguments[0]} …", end="", flush=True)
-    started = time.monotonic()
-    command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT)
-    print(f" {time.monotonic() - started:.1f} s", flush=True)
-    if done.returncode != 0:
-        ending = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-        raise StepError(f"{' '.join(command)}\nexited with {done.returncode}; its last lines:\n{ending}")
-    return done.stdout
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.started = time.monotonic()
+        self.failed = threading.Event()
+        self.lock = threading.Lock()
+
+    def run(self, program: str, *arguments: object) -> str:
+        """Run one command of the environment of this Python and return its standard output.
+
+        Raises:
+            StepError: with the command, the exit code and the end of what it wrote; or another command failed.
+        """
+        if self.failed.is_set():
+            raise StepError(f"{program}: not run, since another command failed")
+        started = time.monotonic()
+        command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=ROOT
+        )
+        if done.returncode != 0:
+            self.failed.set()
+            ending = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
+            raise StepError(f"{' '.join(command)}\nexited with {done.returncode}; its last lines:\n{ending}")
+        with self.lock:
+            self.done += 1
+            passed = time.monotonic() - self.started
+            left = passed / self.done * (self.total - self.done)
+            words = " ".join(map(str, arguments[: 2 if arguments[0] == "train" else 1]))
+            place = f"[{self.done} of {self.total}, about {left:.0f} s left]"
+            print(f"{program + ' ' + words:38} {time.monotonic() - started:6.1f} s  {place}", flush=True)
+        return done.stdout
 
 
-def run_demo(demo: Demo, folder: Path) -> list[Row]:
+def presets_of(demo: Demo, everything: bool = False) -> tuple[str, ...]:
+    """Return the presets to run, the reference first."""
+    return (demo.reference, *((demo.more,) if everything else ()), demo.neural)
+
+
+def count_steps(demos: Sequence[Demo], everything: bool = False) -> int:
+    """Return how many commands these demos run."""
+    return sum(2 + 4 * len(presets_of(demo, everything)) for demo in demos)
+
+
+def run_demo(demo: Demo, folder: Path, steps: Steps, everything: bool = False) -> list[Row]:
     """Run one solution in an empty folder: first its reference preset, then the others against the floor.
 
     Raises:
@@ -131,19 +173,18 @@ def run_demo(demo: Demo, folder: Path) -> list[Row]:
         ValueError: `evaluate --json` holds no finite score under the demo's metric.
     """
     sample, prepared = folder / "sample", folder / "prepared"
-    run_step(demo.program, "sample", "--out", sample)
-    run_step(demo.program, "prepare", "--data", sample, "--out", prepared)
+    steps.run(demo.program, "sample", "--out", sample)
+    steps.run(demo.program, "prepare", "--data", sample, "--out", prepared)
     rows: list[Row] = []
-    for preset in (demo.reference, *demo.presets):
-        print(f"  {preset}:")
+    for preset in presets_of(demo, everything):
         run, submission = folder / preset, folder / f"{preset}.csv"
         started = time.monotonic()
-        run_step(demo.program, "train", preset, "--data", prepared, "--run", run)
-        run_step(demo.program, "infer", "--run", run, "--data", sample, *demo.infer_options, "--out", submission)
+        steps.run(demo.program, "train", preset, "--data", prepared, "--run", run)
+        steps.run(demo.program, "infer", "--run", run, "--data", sample, *demo.infer_options, "--out", submission)
         seconds = time.monotonic() - started
-        run_step(demo.program, "check", "--submission", submission, "--data", sample)
+        steps.run(demo.program, "check", "--submission", submission, "--data", sample)
         truth = sample / demo.truth
-        report = run_step(demo.program, "evaluate", "--submission", submission, "--truth", truth, "--json")
+        report = steps.run(demo.program, "evaluate", "--submission", submission, "--truth", truth, "--json")
         score = float(json.loads(report)[demo.metric])
         if not math.isfinite(score):
             raise ValueError(f"{demo.program} evaluate --json: {demo.metric} is {score}, expected a finite number")
@@ -170,26 +211,37 @@ def main() -> int:
     names = ", ".join(demo.program for demo in DEMOS)
     parser = argparse.ArgumentParser(description="Run the solutions end to end on their generated samples.")
     parser.add_argument("solution", nargs="*", help=f"all by default; there are: {names}")
+    parser.add_argument("--all", action="store_true", help="one more preset of each solution")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "demo", help="folder of the files (runs/demo)")
     arguments = parser.parse_args()
     for name in arguments.solution:
         if name not in names.split(", "):
             parser.error(f"no solution is called {name!r}; there are: {names}")
 
-    rows: list[Row] = []
-    for demo in DEMOS:
-        if arguments.solution and demo.program not in arguments.solution:
-            continue
-        print(f"{demo.program}, on its generated sample", flush=True)
-        folder = arguments.out.resolve() / demo.program
+    demos = [demo for demo in DEMOS if not arguments.solution or demo.program in arguments.solution]
+    steps = Steps(count_steps(demos, arguments.all))
+    out = arguments.out.resolve()
+    folders = [out / demo.program for demo in demos]
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        try:
-            rows += run_demo(demo, folder)
-        except StepError as error:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [
+            pool.submit(run_demo, demo, folder, steps, arguments.all)
+            for demo, folder in zip(demos, folders, strict=True)
+        ]
+    errors = [error for one in running if (error := one.exception()) is not None]
+    if errors:
+        for error in errors:
             print(f"demo: {error}", file=sys.stderr)
-            return 1
-    print(f"\n{render(rows)}\n\nScores of small generated samples, never competition scores. Files: {arguments.out}")
+        return 1
+    rows = [row for one in running for row in one.result()]
+    report = out / "report"
+    shutil.rmtree(report, ignore_errors=True)
+    command = [sys.executable, "-m", "kit_report", *map(str, folders), "--root", str(ROOT), "--out", str(report)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"\n{render(rows)}\n\nScores of small generated samples, never competition scores.")
+    print(f"Files: {out}\nReport: {report / 'index.html'}")
     return 0 if all(row.passes for row in rows) else 1
 
 

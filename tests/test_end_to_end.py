@@ -5,11 +5,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+SMALL_SAMPLES = {"ntua_lab": ("--clips", "24"), "russian_art": ("--images", "140")}  # of those that take long
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,16 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, as `subprocess.CompletedProcess` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def assert_refused(done: Done, exit_code: int, *words: str) -> None:
     """Assert that a command ended with this exit code and a message with these words, not with a traceback."""
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
@@ -48,10 +61,15 @@ def assert_refused(done: subprocess.CompletedProcess[str], exit_code: int, *word
         assert word in done.stderr
 
 
-def test_every_preset_of_the_demo_beats_its_floor(solution: Any, demo: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_preset_of_the_demo_beats_its_floor(
+    solution: Any, everything: bool, demo: ModuleType, tmp_path: Path
+) -> None:
     chosen = next(one for one in demo.DEMOS if one.program == solution.project)
-    rows = demo.run_demo(chosen, tmp_path)
-    assert [row.preset for row in rows] == [chosen.reference, *chosen.presets]
+    steps = demo.Steps(demo.count_steps([chosen], everything))
+    rows = demo.run_demo(chosen, tmp_path, steps, everything)
+    assert steps.done == steps.total
+    assert [row.preset for row in rows] == [chosen.reference, *([chosen.more] if everything else []), chosen.neural]
     for row in rows[1:]:
         assert row.score > rows[0].score + chosen.margin, demo.render(rows)
     table = demo.render(rows)
@@ -67,54 +85,74 @@ def test_a_score_below_its_floor_is_called_too_low(demo: ModuleType) -> None:
 
 def test_a_failing_command_is_shown_with_its_words(demo: ModuleType) -> None:
     program = demo.DEMOS[0].program
+    steps = demo.Steps(1)
     with pytest.raises(demo.StepError, match=f"{program} no-such-verb\nexited with 2"):
-        demo.run_step(program, "no-such-verb")
+        steps.run(program, "no-such-verb")
+    with pytest.raises(demo.StepError, match="another command failed"):
+        steps.run(program, "presets")
 
 
 def test_the_sample_is_the_same_each_time_and_says_what_it_is(solution: Any, tmp_path: Path) -> None:
     # Another hash seed orders sets otherwise, which is the usual leak of chance into generated data.
+    size = SMALL_SAMPLES.get(solution.module, ())
     for name, seed in (("one", "1"), ("two", "2")):
-        done = run(solution, "sample", "--out", tmp_path / name, PYTHONHASHSEED=seed)
+        done = run(solution, "sample", "--out", tmp_path / name, *size, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         assert "sample" in (done.stdout + done.stderr).lower()
     assert digests(tmp_path / "one")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
-def test_the_presets_verb_lists_every_preset(solution: Any) -> None:
-    done = run(solution, "presets")
+# --- in this process: what needs no sample
+
+
+@pytest.fixture
+def call(solution: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Call the program of the solution in this process."""
+    program = importlib.import_module(f"{solution.module}.cli")
+
+    def called(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = program.main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    return called
+
+
+def test_the_presets_verb_lists_every_preset(solution: Any, call: Callable[..., Done]) -> None:
+    done = call("presets")
     assert done.returncode == 0, done.stderr
     assert all(preset in done.stdout for preset in solution.presets)
 
 
-def test_help_names_the_verbs_that_every_solution_has(solution: Any) -> None:
-    done = run(solution, "--help")
+def test_help_names_the_verbs_that_every_solution_has(call: Callable[..., Done]) -> None:
+    done = call("--help")
     assert done.returncode == 0, done.stderr
-    for verb in ("presets", "sample", "prepare", "train", "infer", "check", "evaluate", "predict"):
+    for verb in ("presets", "sample", "prepare", "train", "infer", "check", "evaluate", "predict", "compare"):
         assert verb in done.stdout
 
 
-def test_an_unknown_preset_names_the_near_one(solution: Any, tmp_path: Path) -> None:
+def test_an_unknown_preset_names_the_near_one(solution: Any, call: Callable[..., Done], tmp_path: Path) -> None:
     preset = solution.presets[-1]
     misspelt = preset[:-1] if len(preset) > 3 else preset + "x"
-    done = run(solution, "train", misspelt, "--data", tmp_path, "--run", tmp_path / "run")
+    done = call("train", misspelt, "--data", tmp_path, "--run", tmp_path / "run")
     assert_refused(done, 2, misspelt, preset)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_verb_is_a_usage_error(solution: Any) -> None:
-    assert_refused(run(solution, "trian"), 2, "trian", "train")
+def test_an_unknown_verb_is_a_usage_error(call: Callable[..., Done]) -> None:
+    assert_refused(call("trian"), 2, "trian", "train")
 
 
-def test_absent_data_is_a_data_error(solution: Any, tmp_path: Path) -> None:
+def test_absent_data_is_a_data_error(call: Callable[..., Done], tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    assert_refused(run(solution, "prepare", "--data", absent, "--out", tmp_path / "out"), 3, "absent")
+    assert_refused(call("prepare", "--data", absent, "--out", tmp_path / "out"), 3, "absent")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_finished_is_refused_by_infer(solution: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_not_finished_is_refused_by_infer(call: Callable[..., Done], tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
-    done = run(solution, "infer", "--run", run_folder, "--data", tmp_path, "--out", tmp_path / "submission.csv")
+    done = call("infer", "--run", run_folder, "--data", tmp_path, "--out", tmp_path / "submission.csv")
     assert_refused(done, 3, "run")
     assert not (tmp_path / "submission.csv").exists()
