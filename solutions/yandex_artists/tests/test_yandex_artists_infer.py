@@ -491,7 +491,7 @@ def by_hand(gallery: np.ndarray, centres: np.ndarray, post: PostConfig, k: int) 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "smoothing": {"weights": ((3.0, 2.0, 1.0), (1.0, 4.0), (2.0, 0.0, 5.0))},
-    "alpha": {"alpha": (3.0, 0.0, 8.0), "neighbours": (6, 1, 3)},
+    "alpha": {"alpha": (3.0, 0.5, 8.0), "neighbours": (6, 1, 3)},
     "as-norm": {"share": (0.3, 0.0, 1.0, 0.7), "cohort": (400, 2, 5)},
     "threshold": {"threshold": (0.85, 0.5, 0.7)},
     "reciprocal": {"k1": (15, 4, 8), "k2": (4, 1, 2), "jaccard": (0.3, 0.0, 0.9)},
@@ -537,7 +537,7 @@ def test_steps_on_vectors_work_in_their_order_and_before_those_on_lists() -> Non
     gallery, centres = made_gallery()
     found = {}
     for steps in (("smoothing", "alpha"), ("alpha", "smoothing"), ("alpha", "as-norm"), ("as-norm", "alpha")):
-        post = PostConfig(steps=steps, weights=(3.0, 2.0, 1.0), alpha=1.0, neighbours=2, share=0.9)
+        post = PostConfig(steps=steps, weights=(3.0, 2.0, 1.0), alpha=2.0, neighbours=2, share=0.9)
         found[steps] = rank(gallery, centres, post, k=10).tolist()
         ordered = tuple(sorted(steps, key="as-norm".__eq__))
         assert found[steps] == by_hand(gallery, centres, replace(post, steps=ordered), 10).tolist()

@@ -1,4 +1,4 @@
-"""What scores a left-out fold has seen nothing of it: with other frames and artists there its models keep their bytes."""
+"""What scores a left-out fold has seen nothing of it: its models keep their bytes whatever is held out."""
 
 import csv
 import dataclasses
