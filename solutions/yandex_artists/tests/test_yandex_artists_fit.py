@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,14 +68,6 @@ def scores_of(run: Path) -> list[tuple[int, int, float]]:
     return [
         (line["stage"], line["epoch"], line["ndcg@100"]) for line in lines if "epoch" in line and "ndcg@100" in line
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Many small runs are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Inference by hand: each stored model by itself, in plain NumPy, against `infer` and `predict`; post-processing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,6 @@ ONE = Config(
 )  # fmt: skip
 OTHER = Config(seed=11, data=DataConfig(n_folds=3), members=(WHOLE, DRAWN), post=PostConfig(normalise="no"))
 REFIT = Config(seed=5, data=DataConfig(n_folds=2, refit=True), members=(WHOLE,))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Many small files are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,6 @@ MEMBERS = {
     "codebook": (dataclasses.replace(VIEWS, loss="supcon"),),
     "attention": (VIEWS, PAIRS),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Many small runs are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 def make_tracks(artists: int = 40, each: int = 5, seed: int = 0, d: int = 10, noise: float = 0.7) -> Tracks:
