@@ -1,15 +1,18 @@
 """Time means against plain loops, the features of pairs by hand, and trees that put a bad order right."""
 
+import csv
 from pathlib import Path
 
+import lightgbm
 import numpy as np
 import pytest
 
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
 from kit_io.ragged import RaggedPack
-from kit_metrics import ndcg_report
+from kit_metrics import bootstrap_ratio, ndcg_report
 from kit_retrieval import l2_normalise, top_k
+from kit_splits.folds import group_folds
 from yandex_artists.baseline import BaselineRun, MeanEncoder, Reranker, candidate_table, time_means
 from yandex_artists.config import Config, DataConfig, TreesConfig
 from yandex_artists.data import Tracks
@@ -174,3 +177,55 @@ def test_distractors_are_matched_by_their_frames(tmp_path: Path):
         )
         scores.append(summary["score"])
     assert scores[1] < scores[0] - 0.02
+
+
+def test_trees_learn_from_two_halves_each_ranked_by_the_means_of_the_other(tmp_path: Path):
+    tracks = make_tracks()
+    assert tracks.artists is not None
+    trees = TreesConfig(candidates=30, rounds=7, learning_rate=0.2, leaves=6, smallest_leaf=11)
+    config = Config(method="lightgbm-rerank", seed=4, data=DataConfig(n_folds=2, fold=1, seed=3), trees=trees)
+    with RunFolder.create(tmp_path / "run", config=config, preset="trees", data_hashes={}, seed=4) as run:
+        summary = train_baseline(config, tracks, run)
+    fitted = np.flatnonzero(group_folds(tracks.artists, 2, seed=3) != 1)
+    halves = group_folds(tracks.artists[fitted], 2, seed=4)
+    tables, rows = [], []
+    for half in (0, 1):
+        own, other = tracks.rows[fitted[halves == half]], tracks.rows[fitted[halves != half]]
+        encoders = [MeanEncoder.fit(tracks.pack, other, whiten=whiten) for whiten in (False, True)]
+        tables.append(candidate_table([encoder.embed(tracks.pack, own) for encoder in encoders], 30))
+        artists = tracks.artists[fitted[halves == half]]
+        hits = artists[tables[-1].neighbours.indices] == artists[:, None]
+        rows.append((tables[-1].features.reshape(*hits.shape, -1), hits))
+    useful = [hits.any(axis=1) & ~hits.all(axis=1) for _, hits in rows]
+    features = np.concatenate([x[kept].reshape(-1, x.shape[2]) for (x, _), kept in zip(rows, useful, strict=True)])
+    labels = np.concatenate([hits[kept].reshape(-1) for (_, hits), kept in zip(rows, useful, strict=True)])
+    settings = {
+        "objective": "lambdarank", "learning_rate": 0.2, "num_leaves": 6, "min_data_in_leaf": 11, "seed": 4,
+        "lambdarank_truncation_level": 30, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+    }  # fmt: skip
+    sizes = [30] * int(sum(kept.sum() for kept in useful))
+    data = lightgbm.Dataset(features, labels.astype(int), group=sizes)
+    expected = lightgbm.train(settings, data, num_boost_round=7)
+    stored = lightgbm.Booster(model_file=str(tmp_path / "run" / "models" / "fold1" / "trees.txt"))
+    assert stored.num_trees() == 7
+    np.testing.assert_allclose(stored.predict(features), expected.predict(features), rtol=1e-9)
+    of_all = lightgbm.Booster(model_file=str(tmp_path / "run" / "models" / "trees.txt"))
+    leaves = [tree["num_leaves"] for tree in of_all.dump_model()["tree_info"]]
+    assert summary["parameters"] == sum(leaves)
+    assert max(leaves) == 6
+
+
+@pytest.mark.parametrize("method", ["whitened", "lightgbm-rerank", "frame-matching"])
+def test_intervals_are_those_of_a_bootstrap_over_artists(method: str, tmp_path: Path):
+    config = Config(method=method, data=DataConfig(n_folds=2), trees=TreesConfig(rounds=3))
+    with RunFolder.create(tmp_path / "run", config=config, preset=method, data_hashes={}, seed=0) as run:
+        summary = train_baseline(config, make_tracks(artists=24), run)
+    with (tmp_path / "run" / "queries.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    artists = np.array([int(row["artist"]) for row in rows])
+    for way, report in ({"score": summary} | summary["others"]).items():
+        scores = np.array([float(row[way]) for row in rows])
+        ones = np.ones(len(scores))
+        assert report["score"] == pytest.approx(scores.mean(), abs=1e-8)
+        assert report["interval"] == pytest.approx(bootstrap_ratio(scores, ones, artists), abs=1e-7)
+        assert report["interval"] != pytest.approx(bootstrap_ratio(scores, ones, np.arange(len(scores))), abs=1e-3)

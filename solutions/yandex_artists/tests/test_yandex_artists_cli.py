@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,6 @@ import pytest
 
 from yandex_artists.cli import main
 from yandex_artists.data import load
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Hundreds of files are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 @pytest.fixture(scope="module")

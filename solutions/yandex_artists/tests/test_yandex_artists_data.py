@@ -3,7 +3,7 @@
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,6 @@ from yandex_artists.data import (
 from yandex_artists.sample import write_sample
 
 CHANNELS = 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Hundreds of files are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 @pytest.fixture(scope="module")

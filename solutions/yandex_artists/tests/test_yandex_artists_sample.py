@@ -1,6 +1,5 @@
 """The generated sample: official layout, determinism, and how hard it is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,6 @@ from kit_retrieval import top_k
 from yandex_artists.baseline import MeanEncoder
 from yandex_artists.data import Tracks, load, read_truth
 from yandex_artists.sample import FEWEST_FRAMES, MOST_FRAMES, TRACKS, write_sample
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_flushing() -> Iterator[None]:
-    """Hundreds of files are made here, and no power fails."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kit_core.atomic._sync", lambda path: None)
-        yield
 
 
 @pytest.fixture(scope="module")
