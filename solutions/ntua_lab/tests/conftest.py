@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kit_audio import ensure_compiled
+from ntua_lab.cli import main
 
 RAW = ("Rock", "Psych-Rock", "Classical", "Electronic", "Indie-Rock")  # Rock twice, and one that is dropped
 
@@ -78,6 +79,14 @@ def official(tmp_path: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official folder that is only read."""
     return write_official(tmp_path_factory.mktemp("ntua") / "official")
+
+
+@pytest.fixture(scope="session")
+def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data, prepared."""
+    out = tmp_path_factory.mktemp("packed") / "data"
+    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

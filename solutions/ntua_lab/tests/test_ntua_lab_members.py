@@ -24,13 +24,6 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("members") / "data"
-    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
-    return out
-
-
 def shares_of(run: Path) -> tuple[list[str], np.ndarray]:
     """Ids and probabilities of the out-of-fold answers."""
     table = pq.read_table(run / "oof.parquet")

@@ -26,13 +26,6 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "data"
-    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
-    return out
-
-
 def run(preset: str, data: Path, folder: Path, *flags: str) -> dict[str, object]:
     assert main(["train", preset, "--data", str(data), "--run", str(folder), *flags]) == 0
     summary: dict[str, object] = json.loads((folder / "summary.json").read_text())
