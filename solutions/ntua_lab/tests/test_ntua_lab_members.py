@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,52 +12,16 @@ from scipy.fft import dct
 from sklearn.linear_model import Ridge
 
 from ntua_lab import baseline, features
-from ntua_lab import data as official
-from ntua_lab.answers import load_network, network_answers
 from ntua_lab.cli import main
-from ntua_lab.config import InputConfig, PooledConfig
-from ntua_lab.inputs import Inputs
+from ntua_lab.config import PooledConfig
 
 SMALL = (
     "--network.channels", "4", "6", "--input.chunk", "24", "--train.epochs", "2", "--train.batch", "8",
 )  # fmt: skip
 
 
-def shares_of(run: Path) -> tuple[list[str], np.ndarray]:
-    """Ids and probabilities of the out-of-fold answers."""
-    table = pq.read_table(run / "oof.parquet")
-    columns = [name for name in table.column_names if name.startswith("p_")]
-    return table["id"].to_pylist(), np.stack([table[name].to_numpy() for name in columns], axis=1)
-
-
 def train(preset: str, data: Path, run: Path, *flags: str) -> None:
     assert main(["train", preset, "--data", str(data), "--run", str(run), *flags]) == 0
-
-
-def test_answers_of_copies_are_averaged(packed: Path, tmp_path: Path) -> None:
-    train("short-chunk-cnn", packed, tmp_path / "run", *SMALL, "--copies", "3")
-    ids, shares = shares_of(tmp_path / "run")
-    clips = official.load(packed)
-    indices = np.array([clips.ids.index(id_) for id_ in ids])
-    inputs = Inputs.of(clips, indices, InputConfig(chunk=24))
-    said = [
-        network_answers(load_network(path)[0], inputs, indices, len(clips.classes))[:, : len(clips.classes)]
-        for path in sorted((tmp_path / "run/models/fold0").iterdir())
-    ]
-    assert len(said) == 3
-    assert np.abs(said[0] - said[1]).max() > 1e-3
-    np.testing.assert_allclose(shares, np.mean(said, axis=0), atol=1e-6)
-
-
-def test_answers_of_members_are_averaged(packed: Path, tmp_path: Path) -> None:
-    each = []
-    for member in ("svm", "linear", "ridge"):
-        train("pooled-svm", packed, tmp_path / member, "--members", member)
-        each.append(shares_of(tmp_path / member))
-    train("pooled-svm", packed, tmp_path / "all", "--members", "svm", "linear", "ridge")
-    ids, shares = shares_of(tmp_path / "all")
-    assert all(one[0] == ids for one in each)
-    np.testing.assert_allclose(shares, np.mean([one[1] for one in each], axis=0), atol=1e-12)
 
 
 def test_transfer_begins_with_the_backbone_of_the_other_run(packed: Path, tmp_path: Path) -> None:

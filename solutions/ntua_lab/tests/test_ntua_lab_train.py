@@ -164,18 +164,6 @@ def test_a_joint_network_transfer_and_the_report(
     assert main(["activations", "--run", str(runs / "svm"), "--data", str(packed), "--out", str(drawn)]) == 2
 
 
-def test_copies_differ_and_their_answers_are_averaged(packed: Path, whole: Path, tmp_path: Path) -> None:
-    flags = (*SMALL, "--train.epochs", "2")
-    run("short-chunk-cnn", packed, tmp_path / "three", *flags, "--copies", "3")
-    names = sorted(path.name for path in (tmp_path / "three/models/fold0").iterdir())
-    assert names == [f"network-genre{copy}.safetensors" for copy in ("-copy2", "-copy3", "")]
-    one, two = (load_file(tmp_path / "three/models/fold0" / name) for name in names[:2])
-    assert any(not np.array_equal(one[key], two[key]) for key in one)
-    run("short-chunk-cnn", packed, tmp_path / "one", *flags)
-    for key, value in load_file(tmp_path / "one/models/fold0/network-genre.safetensors").items():
-        np.testing.assert_array_equal(value, load_file(tmp_path / "three/models/fold0" / names[2])[key])
-
-
 def test_a_killed_run_ends_with_the_same_bits(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = (
         *SMALL[:-2], "--train.epochs", "5", "--train.ema", "0.9", "--train.mixup", "0.3", "--train.patience", "4",
