@@ -105,16 +105,25 @@ def demo(tmp_path: Path) -> Callable[..., int]:
     return lambda *arguments: cli.run("demo", VERBS, (Config, tmp_path), arguments)
 
 
-def test_the_program_alone_lists_the_verbs(demo: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_alone_prints_the_first_commands(
+    demo: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demo() == 2
     output = capsys.readouterr()
     assert output.out == ""
-    for line in ("train            Train one preset.", "predict          Answer for one input."):
-        assert f"  {line}\n" in output.err
-    assert "  tokenizer train  Train a tokenizer." in output.err
+    assert len(output.err.splitlines()) == 5
+    for command in ("demo sample --out", "demo train PRESET --data", "demo presets\n", "demo --help\n"):
+        assert command in output.err
+
+
+def test_help_lists_the_verbs(demo: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--help", "-h"):
         assert demo(flag) == 0
-        assert capsys.readouterr() == (output.err, "")
+        output = capsys.readouterr()
+        assert output.err == ""
+        for line in ("train            Train one preset.", "predict          Answer for one input."):
+            assert f"  {line}\n" in output.out
+        assert "  tokenizer train  Train a tokenizer." in output.out
 
 
 def test_verbs_of_two_words(demo: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

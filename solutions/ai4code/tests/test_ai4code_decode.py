@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ai4code.data import Notebooks, load
+from ai4code.data import Notebooks
 from ai4code.decode import (
     Placement,
     average,
@@ -19,7 +19,6 @@ from ai4code.decode import (
     spread,
     true_gaps,
 )
-from ai4code.sample import write_sample
 from ai4code.train import report_placements
 from kit_metrics.ordering import Orderings, ordering_report
 
@@ -45,13 +44,6 @@ def placements(draw: st.DrawFn) -> tuple[Placement, int]:
 distributions = hnp.arrays(
     np.float64, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=st.integers(0, 5).map(float)
 ).map(lambda scores: Placement.from_gap_scores(scores).gap_probability)
-
-
-@pytest.fixture(scope="module")
-def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Notebooks:
-    folder = tmp_path_factory.mktemp("decode") / "sample"
-    write_sample(folder, notebooks=15)
-    return load(folder, "train", workers=1)
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ai4code.baseline import Rule, Similarity
 from ai4code.boosting import Gaps, Joint, Position, Ranker
 from ai4code.config import Config, MlpConfig, PairsConfig, TextConfig, TreesConfig
-from ai4code.data import Notebooks, load
+from ai4code.data import Notebooks
 from ai4code.decode import Placement, decode
 from ai4code.features import (
     CELL_FEATURES,
@@ -26,7 +26,6 @@ from ai4code.features import (
 from ai4code.members import FittedMember, load_member
 from ai4code.mlp import Mlp
 from ai4code.relations import RELATION_FEATURES, relation_block
-from ai4code.sample import write_sample
 from ai4code.similarity import SIMILARITIES, similarity_maps
 from ai4code.structure import (
     CODE_FEATURES,
@@ -63,13 +62,6 @@ def view_of(notebooks: Notebooks, text: TextModel | None = None) -> View:
     table = describe(notebooks, analyze)
     rows = np.arange(table.counts.shape[0])
     return View.of(table, text or fit_text_model(table.counts, table.words.vocabulary, rows))
-
-
-@pytest.fixture(scope="module")
-def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Notebooks:
-    folder = tmp_path_factory.mktemp("features") / "sample"
-    write_sample(folder, notebooks=25)
-    return load(folder, "train", workers=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ai4code import cli
 from ai4code import encoder as encoding
 from ai4code.config import AugmentConfig, EncoderConfig, NotebookConfig, SamplingConfig
+from ai4code.data import Notebooks
 from ai4code.decode import Placement, decode, median_gap
 from ai4code.diffusion import Diffusion, clean_places, ddim, noised, place_loss, signal_share, unknown
 from ai4code.encoder import encode, encoder_digest, open_encoder, tokenize
@@ -29,10 +30,10 @@ from ai4code.neural import (
     save_network,
     widen,
 )
-from ai4code.sample import write_sample
 from ai4code.sequences import HIDDEN_CODE, N_FEATURES, ORDER_TELLING, Batch, Item, augmented, make_batch, thinned, whole
 from ai4code.text import analyze, fit_text_model
 from kit_core.errors import ConfigError, DataError
+from kit_core.testing import interrupted_after
 from kit_train.state import save_state
 
 CONFIG = NotebookConfig(width=16, layers=2, heads=2, pair_width=6, epochs=2, order_epochs=1, batch_cells=60)
@@ -116,23 +117,7 @@ def test_the_first_loss_is_known() -> None:
     batch = make_batch([whole(one) for one in items])
     with torch.no_grad():
         first = float(gap_loss(net(batch), batch, 0.0, 9.0))
-        golden = float(gap_loss(net(batch), batch, 4.0, 9.0))
     assert first == pytest.approx(np.log(10) + 0.3 * np.log(2), abs=0.35)
-    assert golden == pytest.approx(GOLDEN, abs=2e-3)
-
-
-GOLDEN = 3.2856  # of torch 2.13 on a CPU
-
-
-def test_the_distance_term_is_the_ranked_probability_score() -> None:
-    one = item(4, 2)
-    batch = make_batch([whole(one)])
-    answers = network(replace(CONFIG, passes=1))(batch)
-    p = answers[0].gap_probability[0].detach().numpy().astype(np.float64)
-    gaps = np.searchsorted(one.rank[:4], one.rank[4:])  # type: ignore[index]  # the order is known
-    by_hand = sum((p[row, : g + 1].sum() - (g >= gap)) ** 2 for row, gap in enumerate(gaps) for g in range(5))
-    added = (gap_loss(answers, batch, 1.0, 4.0) - gap_loss(answers, batch, 0.0, 4.0)).item()
-    assert added == pytest.approx(by_hand / 2 / 4, rel=1e-4)
 
 
 def test_a_network_without_weights_leaves_the_markdown_as_given() -> None:
@@ -255,14 +240,9 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
         trained = fit_network(net, items, CONFIG, loss_of, seed=3, log=lambda **values: None, state=state)
         return trained.state_dict()
 
-    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
-        save_state(path, state)
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
-
     unbroken = run(None)
     with monkeypatch.context() as patch:
-        patch.setattr("ai4code.neural.save_state", save_and_stop)
+        patch.setattr("ai4code.neural.save_state", interrupted_after(save_state, 2))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "s")
     resumed = run(tmp_path / "s")
@@ -270,6 +250,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
         assert torch.equal(value, resumed[name]), name
 
 
+@pytest.mark.slow  # of what it is made, losses and steps, is compared by hand in test_ai4code_fit.py
 def test_it_learns_a_rule_from_similarities() -> None:
     """Each markdown cell resembles just the code cell behind its gap: soon nearly all are right."""
     items = []
@@ -336,12 +317,8 @@ def test_noise_levels_run_from_clean_to_noise() -> None:
 
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory: pytest.TempPathFactory) -> View:
-    from ai4code.data import load
-
-    folder = tmp_path_factory.mktemp("neural") / "sample"
-    write_sample(folder, notebooks=10)
-    table = describe(load(folder, "train", workers=1), analyze)
+def view(notebooks: Notebooks) -> View:
+    table = describe(notebooks.select(range(8)), analyze)
     return View.of(table, fit_text_model(table.counts, table.words.vocabulary, np.arange(table.counts.shape[0])))
 
 
@@ -363,6 +340,18 @@ def test_vectors_do_not_depend_on_neighbours_or_batches(tiny_encoder: Path) -> N
         assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(encode(opened, texts, replace(config, batch_tokens=21)), together, atol=1e-5)
     assert encode(opened, [], config).shape == (0, 16)
+
+
+def test_a_vector_is_the_mean_of_the_last_hidden_states(tiny_encoder: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    network, tokenizer = AutoModel.from_pretrained(tiny_encoder).eval(), AutoTokenizer.from_pretrained(tiny_encoder)
+    texts = ["import data as model", "plot", "read " * 40]
+    for text, vector in zip(texts, encode(open_encoder(tiny_encoder), texts, EncoderConfig(tokens=9)), strict=True):
+        ids = tokenizer(text, truncation=True, max_length=9, return_tensors="pt")
+        with torch.inference_mode():
+            mean = network(**ids).last_hidden_state[0].mean(dim=0)
+        np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
 
 
 def test_marks_in_the_text_are_characters(tiny_encoder: Path) -> None:
@@ -456,7 +445,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
 
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_bad_encoder_folders_are_refused_before_a_run_begins(
-    fault: str, tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fault: str, tiny_encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
 
@@ -464,8 +453,7 @@ def test_bad_encoder_folders_are_refused_before_a_run_begins(
     folder = tmp_path / "encoder"
     shutil.copytree(tiny_encoder, folder)
     damage(folder)
-    write_sample(tmp_path / "data", notebooks=10)
-    arguments = ["train", "cached-listwise", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
+    arguments = ["train", "cached-listwise", "--data", str(data), "--run", str(tmp_path / "run")]
     assert cli.main([*arguments, "--encoder.folder", str(folder)]) == code
     message = capsys.readouterr().err
     assert words in message
@@ -474,9 +462,8 @@ def test_bad_encoder_folders_are_refused_before_a_run_begins(
     assert not (tmp_path / "run").exists()
 
 
-def test_names_of_a_hub_are_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_sample(tmp_path / "data", notebooks=10)
-    arguments = ["train", "cached-listwise", "--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
+def test_names_of_a_hub_are_refused_in_words(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "cached-listwise", "--data", str(data), "--run", str(tmp_path / "run")]
     assert cli.main([*arguments, "--encoder.folder", "microsoft/codebert-base"]) == 2
     message = capsys.readouterr().err
     assert "microsoft/codebert-base" in message

@@ -12,8 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-from ai4code.data import Notebooks, load
-from ai4code.sample import write_sample
+from ai4code.data import Notebooks
 from ai4code.text import (
     TextModel,
     Words,
@@ -79,13 +78,6 @@ def same_matrix(ours: sp.csr_matrix, names: pa.Array, theirs: sp.csr_matrix, the
     assert sorted(names.to_pylist()) == sorted(their_names)
     mine, other = ours[:, np.argsort(np.array(names.to_pylist()))], theirs[:, np.argsort(np.array(their_names))]
     np.testing.assert_allclose(mine.toarray(), other.toarray(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Notebooks:
-    folder = tmp_path_factory.mktemp("text") / "sample"
-    write_sample(folder, notebooks=20)
-    return load(folder, "train", workers=1)
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from ai4code.config import EncoderConfig, NotebookConfig, TransformerConfig
-from ai4code.data import load
+from ai4code.data import Notebooks
 from ai4code.decode import decode, median_gap
 from ai4code.features import View, describe
 from ai4code.members import count_parameters
-from ai4code.sample import write_sample
 from ai4code.sequences import make_batch, make_items, whole
 from ai4code.text import analyze, fit_text_model
 from ai4code.text_models import (
@@ -51,10 +50,8 @@ SETTINGS = {"vocab_size": 50, "width": 16, "layers": 1, "heads": 2, "dropout": 0
 
 
 @pytest.fixture(scope="module")
-def view(tmp_path_factory: pytest.TempPathFactory) -> View:
-    folder = tmp_path_factory.mktemp("texts") / "sample"
-    write_sample(folder, notebooks=12)
-    table = describe(load(folder, "train", workers=1), analyze)
+def view(notebooks: Notebooks) -> View:
+    table = describe(notebooks.select(range(10)), analyze)
     return View.of(table, fit_text_model(table.counts, table.words.vocabulary, np.arange(table.counts.shape[0])))
 
 
@@ -179,17 +176,6 @@ def test_every_weight_is_taught(view: View) -> None:
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, f"{type(net).__name__}.{name}"
             assert parameter.grad.abs().sum() > 0, f"{type(net).__name__}.{name}"
-
-
-def test_listnet_by_hand(view: View) -> None:
-    one = make_items(view, None)[0]
-    batch = make_batch([whole(one)])
-    scores = torch.randn(1, one.n_cells)
-    assert one.rank is not None
-    wanted = np.exp(-4.0 * one.rank / (one.n_cells - 1))
-    wanted /= wanted.sum()
-    said = np.log(np.exp(scores[0].double().numpy()) / np.exp(scores[0].double().numpy()).sum())
-    assert float(listnet_loss(scores, batch)) == pytest.approx(-(wanted * said).sum(), rel=1e-5)
 
 
 def test_masking_asks_a_share_and_never_a_mark() -> None:

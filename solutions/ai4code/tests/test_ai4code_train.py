@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from ai4code import cli
 from ai4code import train as training
-from ai4code.boosting import Joint
 from ai4code.compare import SCORED_FILE
 from ai4code.config import (
     BlendConfig,
@@ -26,69 +24,21 @@ from ai4code.config import (
     SamplingConfig,
     TextConfig,
     TransformerConfig,
-    TreesConfig,
 )
 from ai4code.data import Notebooks, load
-from ai4code.decode import Placement, decode_jointly, spread
-from ai4code.features import View, describe
-from ai4code.infer import FittedRun, place_with_runs, predict_orders
-from ai4code.neural import Listwise
-from ai4code.sample import write_sample
-from ai4code.submission import read_orders
-from ai4code.text import TextModel
-from ai4code.train import assign_folds, fold_folder, report_placements, split_fold, train
-from ai4code.words import word_source
+from ai4code.decode import Placement, spread
+from ai4code.infer import FittedRun, predict_orders
+from ai4code.train import assign_folds, report_placements, split_fold
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError
-from kit_core.run import RunFolder
+from kit_ensemble.selection import greedy_selection
+from kit_metrics.bootstrap import bootstrap_ratio
+from kit_metrics.ordering import kendall_tau_pooled
 
-TREES = TreesConfig(rounds=10, leaves=7, smallest_leaf=5, learning_rate=0.2)
-MODEL_FILES = ("position.txt", "ranker.txt", "mlp.safetensors", "gaps.txt", "joint.txt", "text.safetensors")
-
-
-def small(config: Config, encoder: Path | None = None, **data: Any) -> Config:
-    """The same configuration, at a size that takes no time."""
-    networks = {
-        name: replace(
-            getattr(config, name), width=16, layers=1, heads=2, pair_width=4, epochs=1, order_epochs=1, batch_cells=200
-        )
-        for name in ("listwise", "twin", "diffusion", "text_listwise")
-    }
-    trees = {
-        name: replace(getattr(config, name), rounds=10, leaves=7, smallest_leaf=5)
-        for name in ("position", "ranker", "gaps", "joint")
-    }
-    return replace(
-        config,
-        data=DataConfig(**({"folds": 2} | data)),
-        text=replace(config.text, components=min(config.text.components, 4)),
-        mlp=replace(config.mlp, epochs=1, width=16, blocks=1),
-        encoder=replace(config.encoder, folder=encoder, tokens=12),
-        sampling=SamplingConfig(steps=2, samples=2),
-        transformer=replace(
-            config.transformer,
-            vocab_size=300,
-            width=16,
-            layers=1,
-            heads=2,
-            markdown_tokens=8,
-            code_tokens=8,
-            contexts=4,
-            shared_tokens=16,
-            epochs=1,
-            masked_epochs=min(config.transformer.masked_epochs, 1),
-        ),
-        **trees,
-        **networks,
-    )
-
-
-BLEND = small(Config(members=("position", "mlp", "gaps", "joint")))
-
-
-def run_training(config: Config, notebooks: Notebooks, path: Path, resume: bool = False) -> dict[str, Any]:
-    with RunFolder.create(path, config=config, preset="x", data_hashes={}, seed=config.seed, resume=resume) as run:
-        return train(config, notebooks, run)
+BLEND = Config(members=("position", "mlp", "gaps", "joint"))
+Train = Callable[..., dict[str, Any]]
+Small = Callable[..., Config]
+Trained = Callable[..., tuple[Path, dict[str, Any]]]
 
 
 def models(path: Path) -> dict[str, bytes]:
@@ -100,115 +50,133 @@ def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train") / "sample"
-    write_sample(folder, notebooks=20)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def notebooks(data: Path) -> Notebooks:
-    return load(data, "train", workers=1)
-
-
-@pytest.fixture(scope="module")
-def blend(notebooks: Notebooks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    path = tmp_path_factory.mktemp("train") / "blend"
-    return path, run_training(BLEND, notebooks, path)
+def blend(trained: Trained) -> tuple[Path, dict[str, Any]]:
+    return trained(BLEND)
 
 
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", preset_names(cli.PRESETS))
-def test_presets_train_and_infer_gives_back_the_out_of_fold_answers(
-    preset: str, notebooks: Notebooks, data: Path, tiny_encoder: Path, tmp_path: Path
-) -> None:
-    config = small(load_preset(Config, cli.PRESETS, preset), tiny_encoder)
-    summary = run_training(config, notebooks, tmp_path / "run")
-    assert summary["n"] == len(notebooks)
-    assert -1 <= summary["score"] <= 1
-    assert summary["interval"][0] <= summary["score"] <= summary["interval"][1]
+# Trained with the same members and the same start of their encoder in test_ai4code_leaks.py and test_ai4code_infer.py.
+TRAINED_ELSEWHERE = {
+    "cached-listwise", "diffusion", "twin", "singular-listwise", "listwise", "listwise-minilm", "pointwise",
+    "pointwise-codebert", "pairwise",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", sorted(set(preset_names(cli.PRESETS)) - TRAINED_ELSEWHERE))
+def test_presets_train_and_infer(preset: str, notebooks: Notebooks, data: Path, trained: Trained) -> None:
+    config = load_preset(Config, cli.PRESETS, preset)
+    path, summary = trained(config) if "joint" in config.members else trained(config, fold=0)
+    assert list(summary["members"]) == list(config.members)
     assert sum(summary["members"].values()) == pytest.approx(1.0)
     assert (summary["parameters"] > 0) == (set(config.members) - {"as-given", "middle", "similarity"} != set())
-
-    run = FittedRun.open(tmp_path / "run")
-    assert len(run.folds) == 2
+    assert summary["n"] == pq.read_table(path / SCORED_FILE).num_rows
+    assert -1 <= summary["score"] <= 1
     unseen = load(data, "test", workers=1)  # of an unknown order, as `predict` and `infer` meet them
-    for cells, order in zip(map(unseen.cells, range(len(unseen))), predict_orders([run], unseen), strict=True):
-        assert sorted(order) == sorted(cells)
-    folds = assign_folds(notebooks.ancestors or [], config.data)
-    table = pq.read_table(tmp_path / "run" / "oof.parquet").to_pylist()
-    for number, fold_models in enumerate(run.folds):
-        held = np.flatnonzero(folds == number)
-        for member in config.members:
-            # One fold's models and one member: what was held out is answered once more.
-            alone = replace(run, folds=[fold_models], weights={m: float(m == member) for m in config.members})
-            placements = alone.place(notebooks.select(held))
-            kept = [row for row in table if row["member"] == member and row["fold"] == number]
-            assert len(kept) == notebooks.n_markdown[held].sum()
-            found = np.concatenate([placement.position for placement in placements])
-            np.testing.assert_allclose(found, [row["position"] for row in kept], atol=1e-3)
+    orders = list(predict_orders([FittedRun.open(path)], unseen))
+    assert [sorted(order) for order in orders] == [sorted(unseen.cells(i)) for i in range(len(unseen))]
 
 
-def test_rules_score_what_their_orders_score(notebooks: Notebooks, tmp_path: Path) -> None:
+def test_presets_that_are_trained_elsewhere_have_one_member_each(small: Small) -> None:
+    members = {preset: small(load_preset(Config, cli.PRESETS, preset)).members for preset in TRAINED_ELSEWHERE}
+    assert all(len(found) == 1 for found in members.values())
+    assert set().union(*members.values()) == {
+        "listwise", "diffusion", "twin", "singular-listwise", "text-listwise", "pointwise", "pairwise",
+    }  # fmt: skip
+
+
+def test_rules_score_what_their_orders_score(
+    notebooks: Notebooks, tmp_path: Path, small: Small, run_training: Train
+) -> None:
     summary = run_training(small(Config(members=("as-given",))), notebooks, tmp_path / "run")
     everything = np.arange(len(notebooks))
     orders = [Placement(np.full(int(notebooks.n_markdown[i]), float(notebooks.n_code[i]))) for i in everything]
     assert summary["score"] == report_placements(notebooks, everything, orders)["tau"]
 
 
+def test_the_interval_resamples_families(blend: tuple[Path, dict[str, Any]], notebooks: Notebooks) -> None:
+    path, summary = blend
+    table = pq.read_table(path / SCORED_FILE).to_pydict()
+    assert table["ancestor_id"] == notebooks.ancestors
+    lengths = np.array(table["n_cells"])
+    assert lengths.tolist() == notebooks.lengths.tolist()
+
+    def interval(groups: Any) -> list[float]:
+        pairs = lengths * (lengths - 1)
+        found = bootstrap_ratio(
+            table["inversions"], pairs, groups, transform=lambda lost: 1 - 4 * lost, limits=(-1.0, 1.0)
+        )
+        return list(found)
+
+    assert summary["interval"] == interval(table["ancestor_id"])
+    assert summary["interval"] != interval(table["id"])
+    assert summary["score"] == kendall_tau_pooled(table["inversions"], lengths)
+
+
+def test_the_blend_of_out_of_fold_answers_by_hand(trained: Trained, notebooks: Notebooks) -> None:
+    """Weights by greedy selection on the other folds, from what the run stored of each member's answers."""
+    config = Config(members=("middle", "similarity", "position", "gaps"))
+    path, summary = trained(config, folds=3)
+    rows = pq.read_table(path / "oof.parquet").to_pylist()
+    scored = pq.read_table(path / SCORED_FILE).to_pylist()
+    answers: dict[str, list[np.ndarray]] = {}
+    for member in config.members:
+        answers[member], alone = [], []
+        for i, id_ in enumerate(notebooks.ids):
+            kept = [row for row in rows if row["member"] == member and row["id"] == id_]
+            n_code = int(notebooks.n_code[i])
+            known = kept[0]["gaps"] is not None
+            gaps = np.array([row["gaps"] for row in kept], np.float64) if known else None
+            alone.append(Placement(np.array([row["position"] for row in kept], np.float64), gaps))
+            mass = spread(alone[-1], n_code, config.blend.position_error).gap_probability
+            assert mass is not None
+            assert mass.shape == (notebooks.n_markdown[i], n_code + 1)
+            answers[member].append(mass)
+        tau = report_placements(notebooks, np.arange(len(notebooks)), alone)["tau"]
+        assert summary["score_of_members"][member] == pytest.approx(tau, abs=1e-9)
+
+    def truth(i: int) -> np.ndarray:
+        assert notebooks.true_rank is not None
+        rank = notebooks.true_rank[notebooks.offsets[i] : notebooks.offsets[i + 1]]
+        code, markdown = rank[: notebooks.n_code[i]], rank[notebooks.n_code[i] :]
+        return np.array([(code < cell).sum() for cell in markdown])
+
+    def weights_on(chosen: list[int]) -> np.ndarray:
+        def score(weights: np.ndarray) -> float:
+            lost = []
+            for i in chosen:
+                mean = sum(w * answers[m][i] for m, w in zip(config.members, weights, strict=True))
+                median = (np.cumsum(mean, axis=1).astype(np.float32) < 0.5).sum(axis=1)
+                lost += np.abs(median - truth(i)).tolist()
+            return -float(np.mean(lost))
+
+        return greedy_selection(len(config.members), score, rounds=config.blend.rounds)[0]
+
+    everything = list(range(len(notebooks)))
+    np.testing.assert_allclose(list(summary["members"].values()), weights_on(everything), atol=1e-6)
+    assert json.loads((path / "weights.json").read_text()) == summary["members"]
+    folds = [row["fold"] for row in scored]
+    for fold in range(3):
+        assert not np.allclose(weights_on(everything), weights_on([i for i in everything if folds[i] == fold]))
+    placements = []
+    for i in everything:
+        weights = weights_on([other for other in everything if folds[other] != folds[i]])
+        gaps = np.average([answers[member][i] for member in config.members], axis=0, weights=weights)
+        placements.append(Placement(gaps @ np.arange(gaps.shape[1]), gaps))
+    report = report_placements(notebooks, np.arange(len(notebooks)), placements)
+    assert report["tau"] == pytest.approx(summary["score"], abs=1e-9)
+
+
 # --- folds -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_model_sees_a_family_that_it_answers(
-    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted: list[set[str]] = []
-    answered: list[set[str]] = []
-    assert notebooks.ancestors is not None
-    families = np.array(notebooks.ancestors)
-
-    class Spy:
-        def __init__(self, seen: set[str]) -> None:
-            self.seen = seen
-
-        def place(self, view: View) -> list[Placement]:
-            answered.append(set(families[view.indices]))
-            assert not self.seen & answered[-1]
-            return [Placement(np.zeros(int(notebooks.n_markdown[i]))) for i in view.indices]
-
-        def save(self, folder: Path) -> None: ...
-
-    def fit(name: str, view: View, config: Config, log: Callable[..., None], folder: Path) -> Spy:
-        fitted.append(set(families[view.indices]))
-        return Spy(fitted[-1])
-
-    monkeypatch.setattr(training, "fit_member", fit)
-    run_training(Config(data=DataConfig(folds=3)), notebooks, tmp_path / "run")
-    assert len(fitted) == 3
-    assert set().union(*answered) == set(families)
-
-
-def test_held_out_labels_do_not_change_a_fold(notebooks: Notebooks, tmp_path: Path) -> None:
-    """Other true orders in the held-out fold: the same models and the same answers there."""
-    config = small(Config(members=("position",)), fold=0)
-    folds = assign_folds(notebooks.ancestors or [], config.data)
-    _, held = split_fold(folds, 0, config.data)
-    assert notebooks.true_rank is not None
-    ranks = notebooks.true_rank.copy()
-    for i in held:
-        cells = slice(notebooks.offsets[i], notebooks.offsets[i + 1])
-        ranks[cells] = np.arange(len(ranks[cells]))
-    first = run_training(config, notebooks, tmp_path / "a")
-    second = run_training(config, replace(notebooks, true_rank=ranks), tmp_path / "b")
-    assert models(tmp_path / "a") == models(tmp_path / "b")
-    assert pq.read_table(tmp_path / "a" / "oof.parquet").equals(pq.read_table(tmp_path / "b" / "oof.parquet"))
-    assert first["score"] != second["score"]
-
-
 def test_every_family_is_held_out_as_a_whole(
-    blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    blend: tuple[Path, dict[str, Any]],
+    notebooks: Notebooks,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    run_training: Train,
 ) -> None:
     assert notebooks.ancestors is not None
     sizes = Counter(notebooks.ancestors)
@@ -227,14 +195,14 @@ def test_every_family_is_held_out_as_a_whole(
     assert f"groups: {len(sizes)} by ancestor, the largest of {max(sizes.values())}" in capsys.readouterr().err
 
 
-def test_no_fold_left_out(notebooks: Notebooks, tmp_path: Path) -> None:
+def test_no_fold_left_out(notebooks: Notebooks, tmp_path: Path, small: Small, run_training: Train) -> None:
     summary = run_training(small(Config(members=("position",)), fold="none"), notebooks, tmp_path / "run")
     assert (summary["score"], summary["n"], summary["folds"]) == (None, 0, "none")
     assert [folder.name for folder in (tmp_path / "run" / "models").iterdir()] == ["whole"]
     assert len(list(predict_orders([FittedRun.open(tmp_path / "run")], notebooks))) == len(notebooks)
 
 
-def test_a_single_fold(notebooks: Notebooks, tmp_path: Path) -> None:
+def test_a_single_fold(notebooks: Notebooks, tmp_path: Path, small: Small, run_training: Train) -> None:
     config = small(Config(members=("position", "similarity")), folds=3, fold=1)
     summary = run_training(config, notebooks, tmp_path / "run")
     assert [folder.name for folder in (tmp_path / "run" / "models").iterdir()] == ["fold1"]
@@ -253,28 +221,8 @@ def test_a_limit_draws_the_same_notebooks_again() -> None:
     assert len(split_fold(folds, 2, DataConfig(limit=100))[0]) == 30
 
 
-def test_blend_weights_for_a_fold_do_not_use_that_fold(
-    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[list[list[int]]] = []
-
-    def spy(members: Any, true_gaps: Any, rounds: int) -> np.ndarray:
-        chosen.append([gaps.tolist() for gaps in true_gaps])
-        return np.full(len(members), 1 / len(members))
-
-    monkeypatch.setattr(training, "fit_weights", spy)
-    config = small(Config(members=("as-given", "middle")), folds=3)
-    run_training(config, notebooks, tmp_path / "run")
-    folds = assign_folds(notebooks.ancestors or [], config.data)
-
-    def truth(wanted: np.ndarray) -> list[list[int]]:
-        return [training._true_gaps(notebooks, int(i)).tolist() for i in np.flatnonzero(wanted)]
-
-    assert chosen == [truth(folds >= 0), *(truth(folds != fold) for fold in range(3))]
-
-
 def test_no_weights_are_chosen_where_nothing_else_is_held_out_or_none_are_asked_for(
-    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small, run_training: Train
 ) -> None:
     def never(*arguments: Any) -> np.ndarray:
         raise AssertionError("weights were chosen")
@@ -292,16 +240,16 @@ def test_no_weights_are_chosen_where_nothing_else_is_held_out_or_none_are_asked_
 
 
 def test_the_same_settings_give_the_same_bits(
-    blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, tmp_path: Path
+    blend: tuple[Path, dict[str, Any]], notebooks: Notebooks, tmp_path: Path, small: Small, run_training: Train
 ) -> None:
     path, summary = blend
-    again = run_training(BLEND, notebooks, tmp_path / "again")
+    again = run_training(small(BLEND), notebooks, tmp_path / "again")
     assert models(tmp_path / "again") == models(path)
     assert without_seconds(again) == without_seconds(summary)
     assert (tmp_path / "again" / "weights.json").read_bytes() == (path / "weights.json").read_bytes()
 
 
-@pytest.mark.parametrize(("member", "fold"), [("position", 1), ("gaps", 0), ("joint", 1)])
+@pytest.mark.parametrize(("member", "fold"), [("position", 1), ("joint", 1)])
 def test_a_resumed_run_equals_an_unbroken_one(
     member: str,
     fold: int,
@@ -309,6 +257,8 @@ def test_a_resumed_run_equals_an_unbroken_one(
     notebooks: Notebooks,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    small: Small,
+    run_training: Train,
 ) -> None:
     path, summary = blend
     calls = 0
@@ -328,98 +278,30 @@ def test_a_resumed_run_equals_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr(training, name, dying(getattr(training, name)))
         with pytest.raises(KeyboardInterrupt):
-            run_training(BLEND, notebooks, tmp_path / "run")
+            run_training(small(BLEND), notebooks, tmp_path / "run")
     kept = models(tmp_path / "run")
     assert 0 < len(kept) < len(models(path))
     with pytest.raises(DataError, match="not finished"):
         FittedRun.open(tmp_path / "run")
     times = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
 
-    resumed = run_training(BLEND, notebooks, tmp_path / "run", resume=True)
+    resumed = run_training(small(BLEND), notebooks, tmp_path / "run", resume=True)
     assert models(tmp_path / "run") == models(path)
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept} == times  # read back, not fitted
     assert without_seconds(resumed) == without_seconds(summary)
 
 
-NETWORKS = small(
-    Config(
-        members=("singular-listwise", "listwise", "joint"),
-        joint_reads=("singular-listwise", "listwise"),
-        blend=BlendConfig(weights="equal"),
-    )
-)
-
-
-@pytest.fixture(scope="module")
-def networks(
-    notebooks: Notebooks, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    path = tmp_path_factory.mktemp("train") / "networks"
-    return path, run_training(with_encoder(NETWORKS, tiny_encoder), notebooks, path)
-
-
-def with_encoder(config: Config, folder: Path) -> Config:
-    return replace(config, encoder=replace(config.encoder, folder=folder))
-
-
-def test_inference_is_the_mean_over_members_folds_and_runs(
-    networks: tuple[Path, dict[str, Any]], blend: tuple[Path, dict[str, Any]], tiny_encoder: Path, data: Path
-) -> None:
-    """Every stored model is loaded by itself, and plain means are taken."""
-    test = load(data, "test", workers=1)
-    config = with_encoder(NETWORKS, tiny_encoder)
-    table = describe(test, word_source(None), config.text.longest)
-
-    def mean(answers: list[list[np.ndarray]]) -> list[np.ndarray]:
-        return [np.mean(of_one, axis=0) for of_one in zip(*answers, strict=True)]
-
-    def known(placements: list[Placement]) -> list[np.ndarray]:
-        return [placement.gap_probability for placement in placements]  # type: ignore[misc]  # all are known
-
-    def told(probability: list[np.ndarray]) -> list[Placement]:
-        return [Placement(p @ np.arange(p.shape[1]), p) for p in probability]
-
-    singular, listwise, joint = [], [], []
-    for fold in (0, 1):
-        folder = fold_folder(networks[0], fold)
-        view = View.of(table, TextModel.load(folder / "text.safetensors"))
-        words = replace(config.encoder, vectors="singular")
-        singular.append(known(Listwise.load(folder, words, "singular-listwise").place(view)))
-        listwise.append(known(Listwise.load(folder, config.encoder).place(view)))
-        joint.append(known(Joint.load(folder).place(view, told(mean([singular[-1], listwise[-1]])))))
-    members = [mean(answers) for answers in (singular, listwise, joint)]
-    first = mean(members)
-    run = FittedRun.open(networks[0])
-    for found, expected in zip(run.place(test), first, strict=True):
-        np.testing.assert_allclose(found.gap_probability, expected, atol=1e-6)
-    for part in (*members, singular[0], singular[1]):  # no single part passes for the whole
-        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, part, strict=True))
-    for fold in (0, 1):
-        alone = mean([singular[fold], listwise[fold], joint[fold]])
-        assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(first, alone, strict=True))
-
-    second = [
-        spread(placement, int(test.n_code[i]), BLEND.blend.position_error).gap_probability
-        for i, placement in enumerate(FittedRun.open(blend[0]).place(test))
-    ]
-    both = place_with_runs([run, FittedRun.open(blend[0])], test)
-    for found, a, b in zip(both, first, second, strict=True):
-        assert b is not None
-        np.testing.assert_allclose(found.gap_probability, (a + b) / 2, atol=1e-6)
-        assert not np.allclose(a, b, atol=1e-3)
-
-
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_test_notebooks_cannot_be_trained_on(data: Path, tmp_path: Path) -> None:
+def test_test_notebooks_cannot_be_trained_on(data: Path, tmp_path: Path, small: Small, run_training: Train) -> None:
     with pytest.raises(ConfigError, match=r"train_orders\.csv"):
-        run_training(BLEND, load(data, "test", workers=1), tmp_path / "run")
+        run_training(small(BLEND), load(data, "test", workers=1), tmp_path / "run")
 
 
 @pytest.mark.parametrize("member", ["position", "gaps", "mlp", "text-listwise"])
 def test_notebooks_that_leave_nothing_to_place_cannot_be_trained_on(
-    member: Any, notebooks: Notebooks, tmp_path: Path
+    member: Any, notebooks: Notebooks, tmp_path: Path, small: Small, run_training: Train
 ) -> None:
     """Without its markdown a notebook is in order as it is."""
     code_only = [notebooks.select([i]) for i in range(len(notebooks))]
@@ -515,11 +397,7 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_damaged_runs_are_refused(
-    damage: str,
-    blend: tuple[Path, dict[str, Any]],
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    damage: str, blend: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "submission.csv"
     shutil.copytree(blend[0], run)
@@ -529,50 +407,3 @@ def test_damaged_runs_are_refused(
     assert str(run) in message
     assert "Traceback" not in message
     assert not out.exists()
-
-
-# --- the programs ----------------------------------------------------------------------------------------------------
-
-
-def test_infer_check_and_evaluate(
-    blend: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, out = str(blend[0]), tmp_path / "submission.csv"
-    assert cli.main(["infer", "--run", run, "--run", run, "--data", str(data), "--out", str(out)]) == 0
-    assert cli.main(["check", "--submission", str(out), "--data", str(data)]) == 0
-    capsys.readouterr()
-    both = read_orders(out)
-    assert cli.main(["infer", "--run", run, "--data", str(data), "--out", str(tmp_path / "one.csv")]) == 0
-    assert read_orders(tmp_path / "one.csv") == both  # a run beside itself says what it says alone
-    test = load(data, "test", workers=1)
-    placements = FittedRun.open(blend[0]).place(test)
-    for index, id_ in enumerate(test.ids):
-        cells = test.cells(index)
-        assert both[id_] == [cells[i] for i in decode_jointly(placements[index], int(test.n_code[index]))]
-
-
-@pytest.mark.parametrize("empty", [False, True])
-def test_predict_reorders_a_notebook_file(
-    empty: bool, blend: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    new = nbformat.v4
-    cells = [
-        new.new_code_cell("" if empty else "import pandas as pd"),
-        new.new_code_cell("" if empty else "frame = pd.read_csv('a.csv')"),
-        new.new_markdown_cell("" if empty else "# Import pandas"),
-        new.new_markdown_cell("" if empty else "Read the csv into a frame"),
-    ]
-    path, out = tmp_path / "mine.ipynb", tmp_path / "ordered.ipynb"
-    nbformat.write(new.new_notebook(cells=cells), path)
-    before = path.read_bytes()
-    assert cli.main(["predict", str(path), "--run", str(blend[0]), "--write", str(out)]) == 0
-    assert "look misplaced" in capsys.readouterr().out
-    written = nbformat.read(out, as_version=4)
-    assert sorted(cell["id"] for cell in written.cells) == sorted(cell["id"] for cell in cells)
-    assert [c["source"] for c in written.cells if c["cell_type"] == "code"] == [c["source"] for c in cells[:2]]
-    assert path.read_bytes() == before
-
-
-def test_models_lie_where_infer_looks(blend: tuple[Path, dict[str, Any]]) -> None:
-    names = {file.name for file in fold_folder(blend[0], 0).iterdir()}
-    assert names == set(MODEL_FILES) - {"ranker.txt"}

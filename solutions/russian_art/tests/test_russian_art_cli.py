@@ -55,13 +55,6 @@ def test_a_hold_out_in_the_layout_of_the_training_data_is_answered(sample: Path,
     assert main(["evaluate", "--submission", str(out), "--truth", str(sample / "train.csv")]) == 0
 
 
-def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    listed = capsys.readouterr().out
-    for name in ("pixels", "probe", "official-baseline", "seed", "best"):
-        assert f"{name}\n" in listed
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

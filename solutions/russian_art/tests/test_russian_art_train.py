@@ -17,12 +17,14 @@ from sklearn.metrics import f1_score
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
+from kit_core.testing import interrupted_after
+from kit_metrics import bootstrap_macro_f1
 from russian_art import finetune
 from russian_art import train as training
 from russian_art.backbones import Weights, placed
 from russian_art.baseline import fit_logistic
 from russian_art.cli import PRESETS
-from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, StageConfig
+from russian_art.config import Config, DataConfig, FeaturesConfig, NetworkConfig, ProbeConfig, StageConfig
 from russian_art.data import Art, Labels, stratified_folds
 from russian_art.finetune import Images, Maps, fit_network, make_inputs, make_network, random_crops, score_rows
 from russian_art.infer import FittedRun
@@ -110,7 +112,7 @@ INTERRUPTED = {
 }
 
 
-@pytest.fixture(scope="module", params=INTERRUPTED)
+@pytest.fixture(scope="module")
 def unbroken(
     request: pytest.FixtureRequest, art: Art, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[NetworkConfig, np.ndarray, list[dict[str, Any]], bytes]:
@@ -120,7 +122,15 @@ def unbroken(
     return config, logits, lines, (folder / "weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 4], ids=["in the first stage", "between the stages", "in the second"])
+@pytest.mark.parametrize(
+    ("unbroken", "stop_after"),
+    [
+        *(("plain", stop) for stop in (2, 3, 4)),  # in the first stage, between the stages, in the second
+        *(("everything random", stop) for stop in (2, 3, 4)),
+        ("frozen parts", 4),  # of which a resumed run makes the maps again, whatever the stop
+    ],
+    indirect=["unbroken"],
+)
 def test_an_interrupted_network_ends_with_the_same_bits(
     unbroken: tuple[NetworkConfig, np.ndarray, list[dict[str, Any]], bytes], art: Art, tmp_path: Path, stop_after: int
 ) -> None:
@@ -133,26 +143,6 @@ def test_an_interrupted_network_ends_with_the_same_bits(
     assert lines[-len(more) :] == more
     assert (tmp_path / "weights.safetensors").read_bytes() == weights
     assert not (tmp_path / "state.pt").exists()
-
-
-def test_the_best_epoch_is_restored_and_not_the_last(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4])
-    kept: list[bytes] = []
-    validate = finetune._validate
-
-    def pretended(*args: Any, **facts: Any) -> float:
-        validate(*args, **facts)
-        kept.append(b"".join(t.numpy().tobytes() for t in args[1].state_dict().values()))
-        return next(scores)
-
-    monkeypatch.setattr(finetune, "_validate", pretended)
-    fit(network_config(keep="best"), art, tmp_path)
-    stored = finetune.load_file(tmp_path / "weights.safetensors")
-    network = make_network(network_config(), TINY, SCRATCH, art.labels.top_of, art.labels.genre_of, seed=0)
-    network.load_state_dict(stored)
-    restored = b"".join(t.numpy().tobytes() for t in network.state_dict().values())
-    assert restored == kept[1]
-    assert restored != kept[-1]
 
 
 @pytest.mark.parametrize("frozen_parts", [0, 3])
@@ -291,6 +281,11 @@ def test_a_run_keeps_out_of_fold_answers_that_give_its_score(art: Art, tmp_path:
     for group in np.unique(art.group):
         assert len(np.unique(oof["fold"][oof["group"] == group])) == 1
     assert summary["score"] > 0.6
+    np.testing.assert_array_equal(oof["label"], art.label)  # type: ignore[arg-type]  # it has labels
+    np.testing.assert_array_equal(oof["group"], art.group)
+    for member, score in summary["score_of_members"].items():
+        one = f1_score(oof["label"], oof[f"logits/{member}"].argmax(axis=1), average="macro")
+        assert score == pytest.approx(one)
     width = json.loads((tmp_path / "run" / "summary.json").read_text())["parameters"]
     backbone = timm.create_model(TINY, num_classes=0)
     in_stages = sum(info["num_chs"] for info in backbone.feature_info)
@@ -310,16 +305,9 @@ def test_a_run_keeps_out_of_fold_answers_that_give_its_score(art: Art, tmp_path:
 
 def test_a_killed_run_is_resumed_to_the_same_answers(art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_in(tmp_path / "whole", run_config(), art)
-    save, calls = finetune._save_state, []
-
-    def die(*args: Any) -> None:
-        save(*args)
-        calls.append(args)
-        if len(calls) == 4:  # in the second fold
-            raise StopHereError
-
-    monkeypatch.setattr(finetune, "_save_state", die)
-    with pytest.raises(StopHereError):
+    save = finetune._save_state
+    monkeypatch.setattr(finetune, "_save_state", interrupted_after(save, 4))  # in the second fold
+    with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path / "killed", run_config(), art)
     monkeypatch.setattr(finetune, "_save_state", save)
     resumed = run_in(tmp_path / "killed", run_config(), art, resume=True)
@@ -342,6 +330,37 @@ def test_a_transformer_answers_at_the_size_that_it_was_trained_at(art: Art, tmp_
     held = stratified_folds(art.label, art.group, 2, DataConfig().seed) == 0  # type: ignore[arg-type]  # it has labels
     found = FittedRun.open(tmp_path / "run").probabilities(art.pixels[held], art.aspect[held])
     np.testing.assert_allclose(found, oof["probabilities"], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_every_fold_of_a_network_gets_its_rows_and_a_seed_of_its_own_and_the_interval_keeps_groups(
+    seed: int, art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]] = []
+    answers = np.random.default_rng(0).normal(size=(80, 4))
+
+    def pretended(*args: Any, **settings: Any) -> np.ndarray:
+        fitted, held = args[5:7]
+        calls.append((fitted, held, settings))
+        np.testing.assert_array_equal(args[3], art.label)  # type: ignore[arg-type]  # it has labels
+        return answers[held]
+
+    monkeypatch.setattr(finetune, "fit_network", pretended)
+    config = run_config(members=("network",), seed=seed, data=DataConfig(folds=3), probe=ProbeConfig(C=(0.7, 1.0)))
+    summary = run_in(tmp_path / "run", config, art)
+    folds = stratified_folds(art.label, art.group, 3, DataConfig().seed)  # type: ignore[arg-type]  # it has labels
+    assert [settings["seed"] for _, _, settings in calls] == [1000 * seed, 1000 * seed + 1, 1000 * seed + 2]
+    assert {settings["C"] for _, _, settings in calls} == {0.7}
+    for fold, (fitted, held, settings) in enumerate(calls):
+        np.testing.assert_array_equal(fitted, np.flatnonzero(folds != fold))
+        np.testing.assert_array_equal(held, np.flatnonzero(folds == fold))
+        assert settings["weights_path"].name == f"network-{TINY}-fold{fold}.safetensors"
+    oof = load_file(tmp_path / "run" / "oof.safetensors")
+    np.testing.assert_array_equal(oof["fold"], folds)
+    np.testing.assert_array_equal(oof[f"logits/network-{TINY}"], answers)
+    predicted = oof["probabilities"].argmax(axis=1)
+    assert summary["interval"] == list(bootstrap_macro_f1(oof["label"], predicted, 4, oof["group"]))
+    assert summary["interval"] != list(bootstrap_macro_f1(oof["label"], predicted, 4))  # rows one by one
 
 
 def test_a_test_split_cannot_be_trained_on(art: Art, tmp_path: Path) -> None:
@@ -372,36 +391,6 @@ def test_every_preset_is_a_configuration(preset: str) -> None:
 def test_impossible_settings_are_refused(make: Callable[[], Config], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
-
-
-@pytest.mark.parametrize("fold", [0, "all"])
-def test_what_is_left_out_never_reaches_the_models_of_its_fold(
-    fold: int | str, art: Art, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With other labels and other pictures in a fold, probes and networks that leave it out keep their bytes."""
-    folds = np.arange(80) // 2 % 2
-    monkeypatch.setattr(training, "stratified_folds", lambda *_: folds)
-    assert art.label is not None
-    pixels, label = art.pixels.copy(), art.label.copy()
-    pixels[folds == 0] = 255 - pixels[folds == 0]
-    label[folds == 0] = (label[folds == 0] + 1) % 4
-    other = dataclasses.replace(art, pixels=pixels, label=label)
-    config = run_config(
-        members=("pixels", "logistic", "network"),
-        data=DataConfig(folds=2, fold=fold),  # type: ignore[arg-type]  # 0 or "all"
-        network=network_config(second=StageConfig(epochs=1, learning_rate=1e-3)),
-    )
-    run_in(tmp_path / "a", config, art)
-    run_in(tmp_path / "b", config, other)
-    names = [f"models/network-{TINY}-fold0.safetensors"]
-    names += ["models/pixels.safetensors", "models/logistic.safetensors"] if fold == 0 else []
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    if fold == "all":  # what the other fold's models learn has changed
-        one, two = (load_file(tmp_path / run / "oof" / "logistic-fold1.safetensors")["logits"] for run in "ab")
-        assert not np.allclose(one, two)
-        whole = [load_file(tmp_path / run / "models" / "logistic.safetensors")["weight"] for run in "ab"]
-        assert not np.allclose(*whole)
 
 
 def test_an_epoch_chosen_on_the_scored_fold_is_told(art: Art, tmp_path: Path) -> None:

@@ -104,13 +104,6 @@ def test_predict_prints_the_nearest_tracks(sample: Path, run: Path, tmp_path: Pa
     assert main(["predict", str(tmp_path / "absent.npy"), *arguments[2:]]) == 3
 
 
-def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]):
-    assert main(["presets"]) == 0
-    listed = capsys.readouterr().out
-    for name in ("naive", "whitened", "lightgbm-rerank"):
-        assert f"{name}\n" in listed
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -113,13 +113,6 @@ def test_the_report_counts_empty_tags_as_named(tmp_path: Path) -> None:
     assert without["macro_ap_interval"] is None
 
 
-def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    listed = capsys.readouterr().out
-    for name in ("mean-lightgbm", "knn", "official-baseline", "seed-br-mha", "seed-transformer", "conformer"):
-        assert f"{name}\n" in listed
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

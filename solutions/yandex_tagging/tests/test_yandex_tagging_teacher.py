@@ -9,12 +9,10 @@ import pytest
 
 from kit_core.errors import ConfigError, DataError
 from kit_core.run import RunFolder
-from kit_train.weights import load_weights
 from yandex_tagging import train as training
 from yandex_tagging.cli import main
 from yandex_tagging.config import BlendConfig, Config, DataConfig, NetworkConfig, OptimConfig, TeacherConfig
 from yandex_tagging.data import Tracks, load, prepare
-from yandex_tagging.infer import FittedRun
 from yandex_tagging.sample import write_sample
 from yandex_tagging.teacher import lesson_of, open_teacher
 
@@ -91,42 +89,6 @@ def test_targets_are_labels_mixed_with_answers_and_answers_alone(teacher: Path, 
     alone = lesson_of(None, TeacherConfig(), tracks, test, fitted, tags, held, 1)
     np.testing.assert_array_equal(alone.targets, tags)
     np.testing.assert_array_equal(alone.rows, tracks.rows[fitted])
-
-
-def test_the_models_that_answer_to_a_fold_know_none_of_its_labels(
-    teacher: Path, tracks: Tracks, tmp_path: Path
-) -> None:
-    assert tracks.tags is not None
-    folds, groups = training.assign_folds(tracks, DATA)
-    tags = tracks.tags.copy()
-    tags[folds == 0] = ~tags[folds == 0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "assign_folds", lambda *_: (folds, groups))
-        other = fit_teacher(dataclasses.replace(tracks, tags=tags), tmp_path)
-    for first, second in zip(FittedRun.open(teacher).members, FittedRun.open(other).members, strict=True):
-        np.testing.assert_array_equal(
-            first.logits(tracks.pack, tracks.rows, 0), second.logits(tracks.pack, tracks.rows, 0)
-        )
-        unlike = first.logits(tracks.pack, tracks.rows, 1) - second.logits(tracks.pack, tracks.rows, 1)
-        assert np.abs(unlike).max() > 0.1
-
-
-def test_the_labels_left_out_change_nothing_in_the_student(teacher: Path, tracks: Tracks, tmp_path: Path) -> None:
-    assert tracks.tags is not None
-    config = dataclasses.replace(
-        STUDENT, data=DataConfig(n_folds=3, fold=0), teacher=TeacherConfig(run=teacher), seed=1
-    )
-    folds, groups = training.assign_folds(tracks, DATA)
-    tags = tracks.tags.copy()
-    tags[folds == 0] = ~tags[folds == 0]
-    fit(config, tracks, tmp_path / "a")
-    fit(dataclasses.replace(config, teacher=TeacherConfig()), tracks, tmp_path / "c")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "assign_folds", lambda *_: (folds, groups))
-        fit(config, dataclasses.replace(tracks, tags=tags), tmp_path / "b")
-    a, b, c = (load_weights(tmp_path / run / "checkpoints" / "fold0-copy0.safetensors")[0] for run in "abc")
-    assert all(np.array_equal(a[key], b[key]) for key in a)
-    assert not all(np.array_equal(a[key], c[key]) for key in a)
 
 
 def test_a_teacher_of_other_folds_or_other_data_is_refused(teacher: Path, tracks: Tracks, tmp_path: Path) -> None:

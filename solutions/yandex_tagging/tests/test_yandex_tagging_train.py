@@ -12,27 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kit_core.config import load_preset, preset_names
 from kit_core.errors import ConfigError, DataError
-from kit_core.run import RunFolder
-from kit_io.ragged import RaggedPack
+from kit_core.testing import interrupted_after
 from kit_metrics.multilabel import macro_average_precision
-from kit_nn.pooling import lengths_to_padding_mask
 from kit_train.config import FabricConfig
-from kit_train.fabric import launch
-from kit_train.weights import load_weights
 from yandex_tagging import infer as inference
 from yandex_tagging import train as training
 from yandex_tagging.baseline import Logistic, load_classic
 from yandex_tagging.blend import Blend
 from yandex_tagging.config import (
-    PRESETS,
     AugmentConfig,
     BlendConfig,
     ClassicConfig,
     Config,
     DataConfig,
-    InferConfig,
     LossConfig,
     NetworkConfig,
     OptimConfig,
@@ -41,6 +34,7 @@ from yandex_tagging.data import Tracks
 from yandex_tagging.groups import read_groups
 from yandex_tagging.predict import predict_file
 
+Fit = Callable[..., dict[str, Any]]
 DIM, TAGS, N = 8, 6, 150
 CPU = FabricConfig(accelerator="cpu")
 NETWORK = NetworkConfig(d=16, layers=1, heads=2, ff=32, dropout=0.1, head_dropout=0.1, pooling_heads=2)
@@ -48,47 +42,9 @@ OPTIM = OptimConfig(epochs=3, batch=32, learning_rate=5e-3, evaluate_every=2)
 AUGMENT = AugmentConfig(span=0.5, longest=12, frame_drop=0.1, noise=0.05, flip=0.5, mixup=0.3, cutmix=0.2)
 
 
-def make_tracks(seed: int = 0, n: int = N) -> Tracks:
-    """Tracks whose tags each lie in one or two strong frames among noise."""
-    generator = np.random.default_rng(seed)
-    directions = np.random.default_rng(99).normal(size=(TAGS, DIM))
-    tags = generator.random((n, TAGS)) < np.linspace(0.5, 0.15, TAGS)
-    tags[~tags.any(1), 0] = True
-    items = []
-    for row in tags:
-        frames = generator.normal(size=(int(generator.integers(4, 20)), DIM))
-        for tag in np.flatnonzero(row):
-            frames[generator.integers(len(frames))] += 2.5 * directions[tag]
-        items.append(frames.astype(np.float32))
-    ids = (1000 + generator.permutation(n)).tolist()
-    return Tracks(
-        split="train",
-        ids=ids,
-        pack=RaggedPack.from_items(items, "float32"),
-        rows=np.arange(n),
-        tags=tags,
-        n_tags=TAGS,
-        tag_names=tuple(f"tag {tag}" for tag in range(TAGS)),
-        groups=None,
-        fingerprint="made here",
-    )
-
-
-@pytest.fixture(scope="module")
-def tracks() -> Tracks:
-    return make_tracks()
-
-
 def config_of(**changes: Any) -> Config:
     base = Config(data=DataConfig(n_folds=3), network=NETWORK, optim=OPTIM, fabric=CPU)
     return dataclasses.replace(base, **changes)
-
-
-def fit(config: Config, tracks: Tracks, path: Path, *, resume: bool = False, **more: Any) -> dict[str, Any]:
-    with RunFolder.create(
-        path, config=config, preset="test", data_hashes={"train": "x"}, seed=config.seed, resume=resume
-    ) as run:
-        return training.train(config, tracks, run, resume=resume, **more)
 
 
 def out_of_fold(path: Path) -> np.ndarray:
@@ -102,68 +58,26 @@ MODELS = {
     "network": config_of(
         network=dataclasses.replace(NETWORK, encoder="none", head="frames"),
         optim=dataclasses.replace(OPTIM, epochs=12),
+        tensorboard=True,
     ),
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_each_kind_of_model_learns_and_its_run_answers_in_the_order_of_the_ids(
-    name: str, tracks: Tracks, tmp_path: Path
-) -> None:
-    config = MODELS[name]
-    summary = fit(config, tracks, tmp_path / "run")
-    assert tracks.tags is not None
-    chance = macro_average_precision(tracks.tags, np.random.default_rng(0).random(tracks.tags.shape))
-    assert summary["score"] > chance + 0.15
-    assert summary["interval"][0] < summary["score"] < summary["interval"][1]
-    assert (summary["n"], summary["n_tags"], summary["dim"]) == (N, TAGS, DIM)
-    assert summary["parameters"] > TAGS
-    table = pq.read_table(tmp_path / "run" / "oof.parquet")
-    assert table["track"].to_pylist() == tracks.ids
-    assert macro_average_precision(tracks.tags, out_of_fold(tmp_path / "run")) == pytest.approx(summary["score"])
-
-    run = inference.FittedRun.open(tmp_path / "run")
-    other = make_tracks(seed=1)
-    expected = inference.infer([run], other)
-    order = np.random.default_rng(2).permutation(N)
-    permuted = dataclasses.replace(other, ids=[other.ids[i] for i in order], rows=other.rows[order], tags=None)
-    np.testing.assert_allclose(inference.infer([run], permuted), expected[order], rtol=1e-4, atol=1e-6)
-    assert expected.dtype == np.float32
-    assert other.tags is not None
-    assert macro_average_precision(other.tags, expected) > summary["score"] - 0.1
-    together = inference.infer([run, run], other)
-    np.testing.assert_allclose(together, expected, rtol=1e-5)
-
-
-def fit_and_die(calls: int, config: Config, tracks: Tracks, path: Path, **more: Any) -> None:
-    """Train until the state was saved for the n-th time, and die there, as it were."""
-    seen = 0
-    save = training.save_state
-
-    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
-        nonlocal seen
-        save(path, state)
-        seen += 1
-        if seen == calls:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_state", save_and_stop)
-        fit(config, tracks, path, **more)
-
-
 RESUMED = {
     "ema": config_of(
+        data=DataConfig(n_folds=3, fold=1),
         augment=AUGMENT,
         optim=dataclasses.replace(OPTIM, ema=0.9, schedule="cosine"),
         copies=2,
         fabric=FabricConfig(accelerator="cpu", accumulate=3),
     ),
     "swa": config_of(
+        data=DataConfig(n_folds=3, fold=1),
         network=dataclasses.replace(NETWORK, encoder="conformer", kernel=3),
         optim=dataclasses.replace(OPTIM, epochs=5, swa=3),
     ),
     "plateau": config_of(
+        data=DataConfig(n_folds=3, fold=1),
         network=dataclasses.replace(NETWORK, encoder="resnet1d", channels=(8,)),
         optim=dataclasses.replace(
             OPTIM, epochs=5, schedule="plateau", plateau_patience=1, patience=4, keep="best", evaluate_every=1
@@ -172,42 +86,67 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
-@pytest.mark.parametrize("epoch", [1, 2, 4])
-def test_a_resumed_run_has_the_same_bits(name: str, epoch: int, tracks: Tracks, tmp_path: Path) -> None:
-    config = dataclasses.replace(RESUMED[name], data=DataConfig(n_folds=3, fold=1))
-    expected = fit(config, tracks, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        fit_and_die(epoch, config, tracks, tmp_path / "part")
-    found = fit(config, tracks, tmp_path / "part", resume=True)
-    assert found["score"] == expected["score"]
-    np.testing.assert_array_equal(out_of_fold(tmp_path / "part"), out_of_fold(tmp_path / "whole"))
-    names = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
-    assert len(names) == config.copies
-    for file in names:
-        whole, part = (load_weights(tmp_path / run / "checkpoints" / file)[0] for run in ("whole", "part"))
-        assert all(torch.equal(part[key], value) for key, value in whole.items())
-    assert not list((tmp_path / "part" / "state").iterdir())
+@pytest.fixture(scope="module")
+def unbroken(tracks: Tracks, fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a setting that was never stopped, trained once."""
+    folder = tmp_path_factory.mktemp("unbroken")
+
+    def run_of(name: str) -> Path:
+        if not (folder / name).exists():
+            fit((MODELS | RESUMED)[name], tracks, folder / name)
+        return folder / name
+
+    return run_of
 
 
-def test_held_out_tracks_change_nothing_in_what_is_fitted(tracks: Tracks, tmp_path: Path) -> None:
-    """Out-of-fold rows are never seen: labels and frames of the held-out fold replaced, the weights stay the same."""
-    config = config_of(data=DataConfig(n_folds=3, fold=0), optim=dataclasses.replace(OPTIM, epochs=1))
-    fit(config, tracks, tmp_path / "a")
-    folds, _ = training.assign_folds(tracks, config.data)
+@pytest.fixture(scope="module")
+def fitted_run(unbroken: Callable[[str], Path]) -> Path:
+    return unbroken("network")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_kind_of_model_learns_and_its_run_answers_in_the_order_of_the_ids(
+    name: str, tracks: Tracks, make_tracks: Callable[..., Tracks], unbroken: Callable[[str], Path]
+) -> None:
+    path = unbroken(name)
+    summary = json.loads((path / "summary.json").read_text())
     assert tracks.tags is not None
-    held = np.flatnonzero(folds == 0)
-    items = [tracks.pack.item(i) for i in range(N)]
-    for i in held:
-        items[i] = items[i] * 100
-    changed = dataclasses.replace(tracks, pack=RaggedPack.from_items(items, "float32"))
+    chance = macro_average_precision(tracks.tags, np.random.default_rng(0).random(tracks.tags.shape))
+    assert summary["score"] > chance + 0.15
+    assert (summary["n"], summary["n_tags"], summary["dim"]) == (N, TAGS, DIM)
+    table = pq.read_table(path / "oof.parquet")
+    assert table["track"].to_pylist() == tracks.ids
+    assert macro_average_precision(tracks.tags, out_of_fold(path)) == pytest.approx(summary["score"])
+
+    run = inference.FittedRun.open(path)
+    other = make_tracks(seed=1)
+    expected = inference.infer([run], other)
+    order = np.random.default_rng(2).permutation(N)
+    permuted = dataclasses.replace(other, ids=[other.ids[i] for i in order], rows=other.rows[order], tags=None)
+    np.testing.assert_allclose(inference.infer([run], permuted), expected[order], rtol=1e-4, atol=1e-6)
+    assert expected.dtype == np.float32
+    assert other.tags is not None
+    assert macro_average_precision(other.tags, expected) > summary["score"] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "saves"), [("ema", 1), ("ema", 4), ("swa", 1), ("swa", 4), ("plateau", 2), ("plateau", 4)]
+)
+def test_a_resumed_run_has_the_same_bits(
+    name: str, saves: int, tracks: Tracks, fit: Fit, unbroken: Callable[[str], Path], tmp_path: Path
+) -> None:
+    whole, config = unbroken(name), RESUMED[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "assign_folds", lambda *_: (folds, np.arange(N)))
-        tags = tracks.tags.copy()
-        tags[held] = ~tags[held]
-        fit(config, dataclasses.replace(changed, tags=tags), tmp_path / "b")
-    a, b = (load_weights(tmp_path / run / "checkpoints" / "fold0-copy0.safetensors")[0] for run in "ab")
-    assert all(torch.equal(a[key], b[key]) for key in a)
+        patch.setattr(training, "save_state", interrupted_after(training.save_state, saves))
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, tracks, tmp_path / "part")
+    found = fit(config, tracks, tmp_path / "part", resume=True)
+    assert found["score"] == json.loads((whole / "summary.json").read_text())["score"]
+    np.testing.assert_array_equal(out_of_fold(tmp_path / "part"), out_of_fold(whole))
+    files = {path.name: path.read_bytes() for path in (whole / "checkpoints").iterdir()}
+    assert len(files) == config.copies
+    assert {path.name: path.read_bytes() for path in (tmp_path / "part" / "checkpoints").iterdir()} == files
+    assert not list((tmp_path / "part" / "state").iterdir())
 
 
 def write_presets(folder: Path) -> Path:
@@ -222,48 +161,24 @@ def write_presets(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("weights", ["equal", "global", "per-tag"])
-def test_an_ensemble_keeps_its_members_and_resumes(weights: Any, tracks: Tracks, tmp_path: Path) -> None:
+def test_an_ensemble_keeps_its_members_and_resumes(fit: Fit, tracks: Tracks, tmp_path: Path) -> None:
     presets = write_presets(tmp_path / "presets")
-    config = config_of(
-        model="ensemble", members=("near", "linear", "net"), blend=BlendConfig(weights=weights, rounds=5)
-    )
-    with pytest.raises(KeyboardInterrupt):
-        fit_and_die(3, config, tracks, tmp_path / "run", presets=presets)
-    assert (tmp_path / "run" / "members" / "linear" / "DONE").exists()
+    config = config_of(model="ensemble", members=("near", "linear", "net"), blend=BlendConfig(rounds=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_state", interrupted_after(training.save_state, 3))
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, tracks, tmp_path / "run", presets=presets)
+    finished = tmp_path / "run" / "members" / "linear" / "DONE"
+    before = finished.stat().st_mtime_ns
     summary = fit(config, tracks, tmp_path / "run", presets=presets, resume=True)
+    assert finished.stat().st_mtime_ns == before
     assert set(summary["members"]) == {"near", "linear", "net"}
-    scores = sorted(member["score"] for member in summary["members"].values())
-    assert summary["score"] > (scores[0] + 0.1 if weights == "equal" else scores[-1] - 0.02)
-    run = inference.FittedRun.open(tmp_path / "run")
-    other = make_tracks(seed=3)
-    assert other.tags is not None
-    probabilities = inference.infer([run], other)
-    assert macro_average_precision(other.tags, probabilities) > 0.5
-    assert probabilities.min() >= 0
-    assert probabilities.max() <= 1
+    assert summary["score"] > max(member["score"] for member in summary["members"].values()) - 0.02
 
 
-def test_the_weights_of_a_fold_come_from_the_other_folds(tracks: Tracks, tmp_path: Path) -> None:
-    presets = write_presets(tmp_path / "presets")
-    settings = BlendConfig(weights="per-tag", shrinkage=1.0, rounds=20)
-    config = config_of(model="ensemble", members=("near", "linear"), blend=settings)
-    fit(config, tracks, tmp_path / "run", presets=presets)
-    assert tracks.tags is not None
-    members = [out_of_fold(tmp_path / "run" / "members" / name) for name in ("near", "linear")]
-    folds = np.array(pq.read_table(tmp_path / "run" / "oof.parquet")["fold"].to_pylist())
-    blended = out_of_fold(tmp_path / "run")
-    final = Blend.load(tmp_path / "run" / "blend.safetensors")
-    for fold in range(3):
-        others, inside = folds != fold, folds == fold
-        expected = Blend.fit([one[others] for one in members], tracks.tags[others], **dataclasses.asdict(settings))
-        kept = Blend.load(tmp_path / "run" / f"blend-fold{fold}.safetensors")
-        np.testing.assert_allclose(kept.weights, expected.weights)
-        assert np.abs(kept.weights - final.weights).max() > 0.03  # which knows the labels of this fold
-        np.testing.assert_allclose(blended[inside], expected.mix([one[inside] for one in members]), atol=1e-5)
-
-
-def test_a_blend_scales_weighs_and_returns_to_the_members_scale() -> None:
+def test_a_blend_scales_weighs_and_returns_to_the_members_scale(
+    fit: Fit,
+) -> None:
     generator = np.random.default_rng(0)
     tags = generator.random((400, 3)) < 0.3
     good = np.where(tags, 1.0, 0.0) + generator.normal(size=tags.shape)
@@ -278,56 +193,20 @@ def test_a_blend_scales_weighs_and_returns_to_the_members_scale() -> None:
     assert np.ptp(strong.weights, axis=1).max() < 1e-6  # all weight on what is common to the tags
 
 
-def test_windows_cover_long_tracks_and_leave_short_ones_whole() -> None:
-    track, start, count = inference.windows_of(np.array([5, 30, 11]), 10, 3)
-    assert track.tolist() == [0, 1, 1, 1, 2, 2]
-    assert start.tolist() == [0, 0, 10, 20, 0, 1]
-    assert count.tolist() == [5, 10, 10, 10, 10, 10]
-    track, start, count = inference.windows_of(np.array([5, 30]), 0, 3)
-    assert (track.tolist(), start.tolist(), count.tolist()) == ([0, 1], [0, 0], [5, 30])
-
-
-def test_logits_of_windows_are_averaged_whatever_the_batches(tracks: Tracks) -> None:
-    torch.manual_seed(0)
-    net = training.TagNet(NETWORK, DIM, TAGS).train()
-    gather = inference.reader(tracks.pack, torch.device("cpu"))
-    lengths = tracks.pack.lengths
-    rows = np.random.default_rng(0).permutation(N)[:40]
-    answers = []
-    for size in (1, 7, 100):
-        config = config_of(infer=InferConfig(window=6, windows=3, batch=size))
-        answers.append(inference.network_logits(net, gather, lengths, rows, config, torch.device("cpu")))
-        assert net.training  # as it was found
-    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(answers[0], answers[2], rtol=1e-4, atol=1e-5)
-    net.eval()
-    place = int(np.argmax(lengths[rows]))
-    frames = torch.from_numpy(tracks.pack.item(int(rows[place])))
-    starts = np.unique(np.linspace(0, len(frames) - 6, 3).round().astype(int))
-    with torch.no_grad():
-        by_hand = torch.stack([net(frames[None, s : s + 6], torch.zeros(1, 6, dtype=torch.bool))[0] for s in starts])
-    np.testing.assert_allclose(answers[0][place], by_hand.mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_faithful_differs_where_it_says(tracks: Tracks) -> None:
-    faithful = config_of(faithful=True, network=dataclasses.replace(NETWORK, pooling="last"))
-    mended = config_of(network=dataclasses.replace(NETWORK, pooling="mean"))
-    torch.manual_seed(0)
-    net = training.TagNet(mended.network, DIM, TAGS).eval()
-    gather = inference.reader(tracks.pack, torch.device("cpu"))
-    held = np.arange(60)
-    whole = training._validate(net, gather, tracks, held, mended, launch(CPU), 0)
-    batches = training._validate(net, gather, tracks, held, faithful, launch(CPU), 0)
-    assert tracks.tags is not None
-    logits = inference.network_logits(net, gather, tracks.pack.lengths, held, mended, torch.device("cpu"))
-    assert whole == pytest.approx(macro_average_precision(tracks.tags[held], logits))
-    assert batches > whole  # the mean over small batches flatters
-    original = training.TagNet(faithful.network, DIM, TAGS).eval()
-    one_by_one = inference.network_logits(original, gather, tracks.pack.lengths, held, faithful, torch.device("cpu"))
-    frames = torch.from_numpy(tracks.pack.item(0))[None]
-    with torch.no_grad():
-        alone = original(frames, lengths_to_padding_mask(torch.tensor([frames.shape[1]]), frames.shape[1]))
-    np.testing.assert_allclose(one_by_one[0], alone[0], rtol=1e-4, atol=1e-5)
+def test_weights_of_a_tag_lie_between_its_own_and_the_common_ones_by_its_positives() -> None:
+    generator = np.random.default_rng(0)
+    tags = generator.random((200, 3)) < [0.5, 0.3, 0.1]
+    noise = generator.normal(size=(2, 200, 3)) * np.array([[0.5, 3, 1], [3, 0.5, 1]])[:, None]
+    logits = list(tags + noise)  # each member is good at another tag
+    found = {
+        shrinkage: Blend.fit(logits, tags, scale="logit", weights="per-tag", shrinkage=shrinkage, rounds=10).weights
+        for shrinkage in (0.0, 20.0)
+    }
+    common = Blend.fit(logits, tags, scale="logit", weights="global", shrinkage=20.0, rounds=10).weights
+    assert np.ptp(common, axis=1).max() == 0
+    assert np.abs(found[0.0] - common).max() > 0.2
+    share = tags.sum(0) / (tags.sum(0) + 20)
+    np.testing.assert_allclose(found[20.0], share * found[0.0] + (1 - share) * common)
 
 
 @pytest.mark.parametrize("name", ["bce", "focal", "asymmetric", "distribution-balanced"])
@@ -345,12 +224,17 @@ def test_losses_sum_over_tags_and_average_over_tracks(name: Any, tracks: Tracks)
 
 @pytest.mark.parametrize(
     ("schedule", "factors"),
-    [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("one-cycle", [0.04, 0.75, 0]), ("cyclic-cosine", [1, 1, 1])],
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("cosine", [1, 0.853553, 0.5, 0]),
+        ("one-cycle", [0.04, 0.935692, 0.811745, 0]),
+        ("cyclic-cosine", [1, 0.5, 1, 1]),
+    ],
 )
 def test_rates_by_share_of_the_steps(schedule: Any, factors: list[float]) -> None:
     optim = OptimConfig(schedule=schedule, warmup=0.3 if schedule == "one-cycle" else 0.0, cycle_epochs=5, epochs=10)
-    found = [training.rate_factor(optim, share, 1.0) for share in (0.0, 0.5, 1.0)]
-    assert found == pytest.approx(factors, abs=0.1)
+    found = [training.rate_factor(optim, share, 1.0) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert found == pytest.approx(factors, abs=1e-5)
     assert training.rate_factor(OptimConfig(schedule="plateau"), 0.3, 0.25) == 0.25
 
 
@@ -361,7 +245,7 @@ def write_groups(path: Path, ids: list[int], group: Callable[[int], object]) -> 
     return path
 
 
-def test_groups_are_read_and_kept_in_one_fold(tracks: Tracks, tmp_path: Path) -> None:
+def test_groups_are_read_and_kept_in_one_fold(fit: Fit, tracks: Tracks, tmp_path: Path) -> None:
     path = write_groups(tmp_path / "groups.tsv", tracks.ids, lambda track: track % 13)
     groups = read_groups(path, tracks.ids)
     assert len(np.unique(groups)) == 13
@@ -380,7 +264,9 @@ def test_groups_are_read_and_kept_in_one_fold(tracks: Tracks, tmp_path: Path) ->
     assert summary["largest_group"] == np.bincount(np.array(tracks.ids) % 13).max()
 
 
-def test_groups_of_the_data_are_the_default(tracks: Tracks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_of_the_data_are_the_default(
+    fit: Fit, tracks: Tracks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = np.array([track % 20 for track in tracks.ids])
     with_groups = dataclasses.replace(tracks, groups=own)
     folds, groups = training.assign_folds(with_groups, DataConfig(n_folds=3))
@@ -422,41 +308,12 @@ def test_a_file_of_groups_that_is_not_complete_is_refused(
     assert "ignores 2 rows of tracks that are not in this split" in capsys.readouterr().err
 
 
-def test_a_choice_on_the_scored_fold_is_told(tracks: Tracks, tmp_path: Path) -> None:
-    one = DataConfig(n_folds=3, fold=0)
-    optim = dataclasses.replace(OPTIM, epochs=1)
-    assert fit(config_of(data=one, optim=optim), tracks, tmp_path / "last")["selected_on_scored_fold"] is False
-    best = dataclasses.replace(optim, keep="best")
-    assert fit(config_of(data=one, optim=best), tracks, tmp_path / "best")["selected_on_scored_fold"] is True
-    for changes in ({"patience": 2}, {"schedule": "plateau"}):
-        assert training.selects_on_scored_fold(config_of(optim=dataclasses.replace(OPTIM, **changes)))  # type: ignore[arg-type]  # any field
-    assert not training.selects_on_scored_fold(config_of(model="knn", optim=best))
-
-
-def test_one_deviation_for_all_dimensions(tracks: Tracks, tmp_path: Path) -> None:
-    """From the frames of the fitted tracks alone; the mean of each dimension is its own with either setting."""
-    data, optim = DataConfig(n_folds=3, fold=0), dataclasses.replace(OPTIM, epochs=1)
-    folds, _ = training.assign_folds(tracks, data)
-    frames = np.concatenate([tracks.pack.item(i) for i in np.flatnonzero(folds != 0)])
-    for common in (False, True):
-        network = dataclasses.replace(NETWORK, common_scale=common)
-        fit(config_of(data=data, optim=optim, network=network), tracks, tmp_path / str(common))
-        weights, _ = load_weights(tmp_path / str(common) / "checkpoints" / "fold0-copy0.safetensors")
-        np.testing.assert_allclose(weights["mean"], frames.mean(0), atol=1e-5)
-        expected = np.full(DIM, np.sqrt(frames.var(0).mean())) if common else frames.std(0)
-        np.testing.assert_allclose(weights["deviation"], expected, rtol=1e-4)
-
-
-def test_presets_for_small_data_choose_nothing_on_the_scored_fold() -> None:
-    for name in preset_names(PRESETS):
-        chosen = training.selects_on_scored_fold(load_preset(Config, PRESETS, name))
-        assert chosen == (name == "conformer"), name
-
-
-def test_logistic_regression_does_not_depend_on_the_number_of_threads() -> None:
+def test_logistic_regression_does_not_depend_on_the_number_of_threads(
+    fit: Fit,
+) -> None:
     generator = np.random.default_rng(0)
-    features = generator.normal(size=(700, 120)).astype(np.float32) @ generator.normal(size=(120, 120))
-    tags = features[:, :20] + 3 * generator.normal(size=(700, 20)) > np.linspace(0, 25, 20)
+    features = generator.normal(size=(300, 60)).astype(np.float32) @ generator.normal(size=(60, 60))
+    tags = features[:, :8] + 3 * generator.normal(size=(300, 8)) > np.linspace(0, 20, 8)
     before = torch.get_num_threads()
     logits = []
     try:
@@ -470,7 +327,7 @@ def test_logistic_regression_does_not_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
-def test_logistic_regression_is_at_its_minimum(unit_norm: bool, tmp_path: Path) -> None:
+def test_logistic_regression_is_at_its_minimum(fit: Fit, unit_norm: bool, tmp_path: Path) -> None:
     """As scikit-learn's, tag by tag; read back, it answers the same."""
     from sklearn.linear_model import LogisticRegression
 
@@ -489,16 +346,9 @@ def test_logistic_regression_is_at_its_minimum(unit_norm: bool, tmp_path: Path) 
     np.testing.assert_array_equal(load_classic(tmp_path / "model.safetensors").logits(features), found)
 
 
-def test_training_needs_tags(tracks: Tracks, tmp_path: Path) -> None:
+def test_training_needs_tags(fit: Fit, tracks: Tracks, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a train split"):
         fit(config_of(), dataclasses.replace(tracks, tags=None), tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def fitted_run(tracks: Tracks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("fitted") / "run"
-    fit(dataclasses.replace(MODELS["network"], tensorboard=True), tracks, path)
-    return path
 
 
 def test_a_run_keeps_metrics_and_tensorboard(fitted_run: Path) -> None:

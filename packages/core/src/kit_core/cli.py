@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -78,7 +79,8 @@ def _dispatch(
     program: str, verbs: Mapping[str, Verb | Mapping[str, Verb]], presets: tuple[type[Any], Path], args: list[str]
 ) -> None:
     if not args:
-        print(_verb_list(program, verbs), file=sys.stderr)
+        is_group = " " in program
+        print(_verb_list(program, verbs) if is_group else _introduction(program, presets[1]), file=sys.stderr)
         raise _ParserExit(2)
     name, rest = args[0], args[1:]
     if name in ("-h", "--help"):
@@ -244,6 +246,24 @@ class _Strict:
         written = not (make.__doc__ or "").startswith(f"{make.__name__}(")  # dataclasses without docstring get one made
         build.__doc__ = make.__doc__ if written else None
         return dataclasses.replace(spec, instantiate=build)
+
+
+def _introduction(program: str, presets: Path) -> str:
+    """What the program is for, and the first commands to type."""
+    try:
+        summary = metadata(program)["Summary"]
+    except PackageNotFoundError:  # a program that is no installed distribution
+        summary = f"{program}, {len(preset_names(presets))} presets"
+    readme = presets.parent / "README.md"
+    lines = [
+        summary,
+        f"  start:    {program} sample --out data/sample",
+        f"  then:     {program} train PRESET --data data/sample --run runs/first",
+        f"  presets:  {program} presets",
+        f"  verbs:    {program} --help",
+        *([f"  read on:  {readme}"] if readme.exists() else []),
+    ]
+    return "\n".join(lines)
 
 
 def _verb_list(program: str, verbs: Mapping[str, Verb | Mapping[str, Verb]]) -> str:

@@ -19,7 +19,7 @@ ROLES: dict[Role, str] = {
 }
 ROLE_TEXTS: dict[Role, str] = {
     "floor": "Rules and plain methods: what a model must beat.",
-    "seed": "The solution that ours goes back to, its faults mended.",
+    "seed": "The solution that ours goes back to, its faults corrected.",
     "public": "Rebuilt from what places of the competition published.",
     "ours": "Designed here.",
 }

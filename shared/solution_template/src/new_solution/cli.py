@@ -9,8 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from kit_core import cli
-from kit_core.config import preset_header, preset_names
 from kit_core.console import say
+from kit_core.preset_table import describe_presets
 from kit_core.run import RunFolder
 from new_solution import data as official
 from new_solution import sample as samples
@@ -21,10 +21,9 @@ Runs = UseAppendAction[tuple[Path, ...]]
 Json = Annotated[bool, arg(name="json")]
 
 
-def presets() -> None:
-    """List the presets: what each reproduces, its cost, its score."""
-    for name in preset_names(PRESETS):
-        print(f"{name}\n  " + preset_header(PRESETS, name).replace("\n", "\n  ") + "\n")
+def presets(name: Positional[str | None] = None) -> None:
+    """List the presets: what each is, its score and on which data, its time; with a name, its whole header."""
+    print(describe_presets(PRESETS, name))
 
 
 def sample(out: Path, rows: int = 400, seed: int = 0) -> None:

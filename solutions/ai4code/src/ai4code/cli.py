@@ -17,9 +17,9 @@ from ai4code.config import Config
 from kit_cluster import jobs
 from kit_cluster.submit import submittable
 from kit_core import cli
-from kit_core.config import preset_header, preset_names
 from kit_core.console import say
 from kit_core.errors import ConfigError
+from kit_core.preset_table import describe_presets
 from kit_train.parallel import in_ranks, open_run
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
@@ -28,10 +28,9 @@ Split = Literal["auto", "train", "test"]
 Json = Annotated[bool, arg(name="json")]
 
 
-def presets() -> None:
-    """List the presets: what each reproduces, its cost, its score."""
-    for name in preset_names(PRESETS):
-        print(f"{name}\n  " + preset_header(PRESETS, name).replace("\n", "\n  ") + "\n")
+def presets(name: Positional[str | None] = None) -> None:
+    """List the presets: what each is, its score and on which data, its time; with a name, its whole header."""
+    print(describe_presets(PRESETS, name))
 
 
 def sample(out: Path, notebooks: int = 160, seed: int = 0) -> None:

@@ -16,8 +16,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from kit_cluster import jobs
 from kit_cluster.submit import submittable
 from kit_core import cli
-from kit_core.config import preset_header, preset_names
 from kit_core.console import say
+from kit_core.preset_table import describe_presets
 from kit_train.parallel import in_ranks, open_run
 from ntua_lab.config import Config
 
@@ -30,10 +30,9 @@ Metric = Literal["auto", "accuracy", "macro_f1", "spearman"]
 WORKERS = os.cpu_count() or 1
 
 
-def presets() -> None:
-    """List the presets: what each reproduces, its cost, its score."""
-    for name in preset_names(PRESETS):
-        print(f"{name}\n  " + preset_header(PRESETS, name).replace("\n", "\n  ") + "\n")
+def presets(name: Positional[str | None] = None) -> None:
+    """List the presets: what each is, its score and on which data, its time; with a name, its whole header."""
+    print(describe_presets(PRESETS, name))
 
 
 def sample(out: Path, clips: int = 72, seed: int = 0, workers: int = WORKERS) -> None:

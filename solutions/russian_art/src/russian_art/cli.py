@@ -13,8 +13,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from kit_cluster import jobs
 from kit_cluster.submit import submittable
 from kit_core import cli
-from kit_core.config import preset_header, preset_names
 from kit_core.console import say
+from kit_core.preset_table import describe_presets
 from kit_train.parallel import in_ranks, open_run
 from russian_art import data as official
 from russian_art import sample as samples
@@ -26,10 +26,9 @@ Json = Annotated[bool, arg(name="json")]
 # torch, timm and matplotlib load slowly; the verbs that need them import them, so that `--help` answers at once.
 
 
-def presets() -> None:
-    """List the presets: what each reproduces, its cost, its score."""
-    for name in preset_names(PRESETS):
-        print(f"{name}\n  " + preset_header(PRESETS, name).replace("\n", "\n  ") + "\n")
+def presets(name: Positional[str | None] = None) -> None:
+    """List the presets: what each is, its score and on which data, its time; with a name, its whole header."""
+    print(describe_presets(PRESETS, name))
 
 
 def sample(out: Path, images: int = 300, seed: int = 0) -> None:

@@ -192,12 +192,13 @@ def train(
 
     # 4. Blend, cross-fitted over the folds; the settings that are kept are fitted on all of them.
     stacked = np.stack(said)[:, scored]
-    prior = label_prior(label, n_labels)
     if config.data.fold == "all":
+        prior = label_prior(label, n_labels)
         mixing = (config.blend.weights, config.blend.taus)
         blend = fit_blend(stacked, label[scored], prior, *mixing)
         probabilities = cross_fitted(stacked, label[scored], folds[scored], n_labels, *mixing)
-    else:
+    else:  # the pictures that are scored tell nothing of the prior
+        prior = label_prior(label[folds != config.data.fold], n_labels)
         blend = plain_blend(len(stacked), prior, config.blend.taus[0])
         probabilities = blend.probabilities(stacked)
     write_json(run.file("models", BLEND), blend.as_json())

@@ -16,9 +16,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 from kit_cluster import jobs
 from kit_cluster.submit import submittable
 from kit_core import cli
-from kit_core.config import preset_header, preset_names
 from kit_core.console import say
 from kit_core.errors import ConfigError
+from kit_core.preset_table import describe_presets
 from kit_train.parallel import in_ranks, open_run
 from yandex_tagging.config import PRESETS, Config
 
@@ -27,10 +27,9 @@ Split = Literal["auto", "train", "test"]
 Json = Annotated[bool, arg(name="json")]
 
 
-def presets() -> None:
-    """List the presets: what each reproduces, its cost, its score."""
-    for name in preset_names(PRESETS):
-        print(f"{name}\n  " + preset_header(PRESETS, name).replace("\n", "\n  ") + "\n")
+def presets(name: Positional[str | None] = None) -> None:
+    """List the presets: what each is, its score and on which data, its time; with a name, its whole header."""
+    print(describe_presets(PRESETS, name))
 
 
 def sample(

@@ -426,6 +426,7 @@ def fit_network(
                 last_states.append({key: value.clone() for key, value in net.state_dict().items()})
 
             # 4. The score on the held-out fold, and what follows from it.
+            rate = optimizer.param_groups[0]["lr"]  # of the last step; a plateau may load another
             values: dict[str, float] = {"loss": mean_of_ranks(fabric, float(total)) / len(batches)}
             if done % optim.evaluate_every == 0 or done == optim.epochs:
                 judged = net if average is None else average.module
@@ -437,9 +438,8 @@ def fit_network(
                     plateau.step(values["score"])
                     if plateau.reduced:
                         net.load_state_dict(best["net"])
-                        optimizer.load_state_dict(best["optimizer"])
+                        optimizer.load_state_dict(_cloned(best["optimizer"]))  # torch takes the tensors as they are
             seconds = time.monotonic() - since
-            rate = optimizer.param_groups[0]["lr"]
             tracker.log(done, **values, learning_rate=rate, frames_per_second=frames / seconds, seconds=seconds)
             total, frames = torch.zeros_like(total), 0
             keep(done, 0)
