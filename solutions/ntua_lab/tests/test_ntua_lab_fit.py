@@ -436,10 +436,11 @@ EARLY = on(epochs=12, patience=2, learning_rate=0.1)
 @pytest.mark.parametrize(
     "recipe",
     [
+        Recipe(replace(EARLY, mixup=1.0, learning_rate=0.3)),
         Recipe(replace(EARLY, label_smoothing=0.3, ema=0.5), network=CNN, input=WINDOWS),
         Recipe(replace(EARLY, uncertainty=True, emotion_loss="both"), task="joint"),
     ],
-    ids=["windows and an average", "both tasks"],
+    ids=["whole clips", "windows and an average", "both tasks"],
 )
 def test_early_stopping_keeps_the_epoch_of_the_lowest_inner_loss(
     recipe: Recipe, clips: Clips, packed: Path, tmp_path: Path

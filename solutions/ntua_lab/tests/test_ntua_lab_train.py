@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
+from kit_core.testing import interrupted_after
 from ntua_lab import baseline
 from ntua_lab import train as training
 from ntua_lab.answers import units_of
@@ -131,14 +132,14 @@ def test_a_joint_network_transfer_and_the_report(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    joint = run("joint", packed, runs / "joint", *SMALL, "--data.fold", "all", "--data.folds", "3")
+    joint = run("joint", packed, runs / "joint", *SMALL, "--data.fold", "all", "--data.folds", "2")
     assert joint["genre"]["accuracy"] > 0.6
     assert joint["emotion"]["spearman"] > 0.4
-    run("short-chunk-cnn", packed, runs / "genre", *SMALL, "--data.fold", "none")
+    short = (*SMALL, "--train.epochs", "1")
+    run("short-chunk-cnn", packed, runs / "genre", *short, "--data.fold", "none")
     start = ("--start", str(runs / "genre"))
-    run("transfer", packed, runs / "transfer", *SMALL, "--data.folds", "3", "--axes", "valence", *start)
-    run("multitask", packed, runs / "multitask", *SMALL, "--data.fold", "all", "--data.folds", "3",
-        "--train.uncertainty", "--train.emotion-loss", "both", "--train.mixup", "0.2")  # fmt: skip
+    run("transfer", packed, runs / "transfer", *short, "--data.folds", "2", "--axes", "valence", *start)
+    run("multitask", packed, runs / "multitask", *short, "--data.folds", "2")
     run("pooled-svm", packed, runs / "svm")
     run("pooled-svm", packed, runs / "svr", "--task", "emotion")
     assert main(["train", "transfer", "--data", str(packed), "--run", str(tmp_path / "x"), *SMALL]) == 2
@@ -170,16 +171,8 @@ def test_a_killed_run_ends_with_the_same_bits(packed: Path, tmp_path: Path, monk
         "--train.warm-up", "2",
     )  # fmt: skip
     run("short-chunk-cnn", packed, tmp_path / "unbroken", *flags)
-    save, calls = training.save_state, 0
-
-    def save_and_stop(*arguments: object) -> None:
-        nonlocal calls
-        save(*arguments)  # type: ignore[arg-type]  # what the real one takes
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "save_state", save_and_stop)
+    save = training.save_state
+    monkeypatch.setattr(training, "save_state", interrupted_after(save, 3))
     train = ["train", "short-chunk-cnn", "--data", str(packed), "--run", str(tmp_path / "broken"), *flags]
     assert main(train) == 130
     monkeypatch.setattr(training, "save_state", save)
