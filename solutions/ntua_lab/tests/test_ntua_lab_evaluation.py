@@ -144,11 +144,16 @@ def test_places_do_not_depend_on_the_scale_of_a_member() -> None:
 @pytest.mark.parametrize(
     ("preset", "task"), [("majority", "genre"), ("pooled-svm", "genre"), ("pooled-svm", "emotion")]
 )
-def test_the_intervals_of_a_run_resample_its_groups(preset: str, task: str, grouped: Path, tmp_path: Path) -> None:
+def test_the_intervals_of_a_run_resample_its_groups(
+    preset: str, task: str, grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     flags = ("--task", task, "--data.folds", "3", "--pooled.features", "beat", "--pooled.svm-strength", "0.01")
     assert main(["train", preset, "--data", str(grouped), "--run", str(run), "--data.group", "artist", *flags]) == 0
     summary = json.loads((run / "summary.json").read_text())
+    score, (low, high) = summary["score"], summary["interval"]
+    printed = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert (summary["metric"], f"{score:.4f}", f"{low:.4f}", "to", f"{high:.4f}") in printed
     table = pq.read_table(run / "oof.parquet").to_pydict()
     groups, alone = np.array(table["group"]), np.arange(len(table["id"]))
     assert len(set(groups)) < len(groups)

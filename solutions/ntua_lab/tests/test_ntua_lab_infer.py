@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
-from scipy.stats import percentileofscore
+from scipy.stats import percentileofscore, spearmanr
 
 from ntua_lab import data as official
 from ntua_lab import predict as prediction
@@ -283,6 +283,30 @@ def test_out_of_fold_answers_are_those_of_models_that_had_not_seen_the_clip(name
     assert [clips.classes[clips.label[i]] if clips.label[i] >= 0 else None for i in indices] == table["class"]
     for axis, column in zip(AXES, clips.emotion[indices].T, strict=True):
         np.testing.assert_array_equal(np.array(table[f"true_{axis}"], np.float32), column)
+
+
+@pytest.mark.parametrize("name", ["genre", "emotion", "emotion 2"])
+def test_a_run_reports_its_units_and_the_size_of_its_models(name: str, runs: Any, clips: Clips) -> None:
+    summary = json.loads((runs(name) / "summary.json").read_text())
+    units, indices = ByHand(runs(name), clips).oof()
+    assert sorted(summary["units"]) == sorted(units)
+    for unit, score in summary.get("score_of_units", {}).items():
+        if "genre" in unit:
+            answers = units[unit][:, : len(clips.classes)].argmax(axis=1)
+            assert score == pytest.approx((answers == clips.label[indices]).mean())
+        else:
+            truth, answers = clips.emotion[indices], units[unit][:, -3:]
+            each = [spearmanr(truth[:, k], answers[:, k]).statistic if np.ptp(answers[:, k]) else 0.0 for k in range(3)]
+            assert score == pytest.approx(np.mean(each))
+    assert ("score_of_units" in summary) == (name != "emotion")  # one unit an axis has no score of all
+    size = sum(
+        sum(array.size for array in load_arrays(path).values())
+        if path.suffix == ".safetensors"
+        else sum(tree["num_leaves"] for tree in lgb.Booster(model_file=path).dump_model()["tree_info"])
+        for path in (runs(name) / "models/fold0").iterdir()
+    )
+    assert summary["parameters"] == size
+    assert (summary["n"], summary["seconds"] > 0) == (len(indices), True)
 
 
 def numbers(text: str, head: str) -> dict[str, float]:
