@@ -209,8 +209,7 @@ def rate_at(step: int, steps: int, schedule: str) -> float:
     rise = 0.1 * steps
     if step < rise:
         return (step + 1) / (rise + 1)
-    share = min(1.0, (step - rise) / (steps - rise))  # batches of near-equal length may be one more than counted
-    return 0.5 * (1 + math.cos(math.pi * share))
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
 def inner_loss(
@@ -267,6 +266,16 @@ def warm_up_by_hand(
             step += 1
 
 
+def batches_of(clips: Clips, rows: Sequence[int], recipe: Recipe, seed: int) -> list[Any]:
+    """Places among the rows: random for windows, of near-equal length for whole clips; none of one clip."""
+    if recipe.input.chunk:
+        batches = random_batches(len(rows), recipe.train.batch, seed)
+    else:
+        lengths = np.array([len(spectra(clips, row, recipe.input)) for row in rows])
+        batches = bucketed_batches(lengths, recipe.train.batch, seed)
+    return [places for places in batches if len(places) > 1]
+
+
 def by_hand(recipe: Recipe, clips: Clips, optimizer_name: str, unit: Unit | None = None) -> Result:
     """Train the first network of a recipe, or another one, on all clips."""
     settings, unit = recipe.train, unit or recipe.units(len(clips.classes))[0]
@@ -291,21 +300,17 @@ def by_hand(recipe: Recipe, clips: Clips, optimizer_name: str, unit: Unit | None
     averaged = {name: value.clone() for name, value in network.state_dict().items()}
     if settings.warm_up:
         warm_up_by_hand(network, clips, learnt, recipe, mixed_seed(seed, settings.warm_up), make)
-    steps = settings.epochs * math.ceil(len(learnt) / settings.batch)
+    seeds = [mixed_seed(seed, epoch) for epoch in range(settings.epochs)]
+    steps = sum(len(batches_of(clips, learnt, recipe, one)) for one in seeds)
     step = updates = waited = 0
     found, best = Result({}), math.inf
     for epoch in range(settings.epochs):
         if settings.patience and waited == settings.patience:
             break
-        epoch_seed = mixed_seed(seed, epoch)
+        epoch_seed = seeds[epoch]
         torch.manual_seed(epoch_seed)
         generator, draws = np.random.default_rng(epoch_seed), torch.Generator().manual_seed(epoch_seed)
-        if recipe.input.chunk:
-            batches = random_batches(len(learnt), settings.batch, epoch_seed)
-        else:
-            lengths = np.array([len(spectra(clips, i, recipe.input)) for i in learnt])
-            batches = bucketed_batches(lengths, settings.batch, epoch_seed)
-        batches = [rows for rows in batches if len(rows) > 1]
+        batches = batches_of(clips, learnt, recipe, epoch_seed)
         losses = []
         network.train()
         for number, places in enumerate(batches):
