@@ -81,7 +81,7 @@ def clips(packed: Path) -> Clips:
     return official.load(packed)
 
 
-@pytest.fixture(params=["adamw", "sgd"])
+@pytest.fixture
 def optimizer_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The optimizer of both loops; under SGD the size of a gradient counts, which Adam divides out."""
     name: str = request.param
@@ -419,7 +419,12 @@ FEATURES: dict[str, tuple[Recipe, Recipe]] = {
 }
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+# Where the size of a gradient or of a decay counts, under both optimizers.
+BOTH = ("accumulation", "clipping", "weight decay", "learnt weights of the losses")
+CASES = [(feature, "adamw") for feature in FEATURES] + [(feature, "sgd") for feature in BOTH]
+
+
+@pytest.mark.parametrize(("feature", "optimizer_name"), CASES, indirect=["optimizer_name"])
 def test_each_feature_alone_gives_the_weights_of_a_loop_by_hand(
     feature: str, optimizer_name: str, clips: Clips, packed: Path, tmp_path: Path
 ) -> None:
