@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from kit_audio import ensure_compiled
+from ntua_lab.cli import main
 
 RAW = ("Rock", "Psych-Rock", "Classical", "Electronic", "Indie-Rock")  # Rock twice, and one that is dropped
 
@@ -78,6 +80,45 @@ def official(tmp_path: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official folder that is only read."""
     return write_official(tmp_path_factory.mktemp("ntua") / "official")
+
+
+@pytest.fixture(scope="session")
+def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data, prepared."""
+    out = tmp_path_factory.mktemp("packed") / "data"
+    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
+    return out
+
+
+def names_of(first: int, count: int) -> list[tuple[str, str, str]]:
+    """Id, artist and track of clips: tracks of one to three clips, artists of one to three tracks, some unknown."""
+    rng = np.random.default_rng(first)
+    rows: list[tuple[str, str]] = []
+    track = artist = 0
+    while len(rows) < count:
+        artist += 1
+        name = f"artist {first}-{artist}" if artist % 4 else ""
+        for _ in range(rng.integers(1, 4)):
+            track += 1
+            rows += [(name, f"track {first}-{track}")] * int(rng.integers(1, 4))
+    return [(str(first + place), name, track_name) for place, (name, track_name) in enumerate(rows[:count])]
+
+
+@pytest.fixture(scope="session")
+def named() -> dict[str, tuple[str, str]]:
+    """Artist ("": unknown) and track of the clips with an answer, by id."""
+    rows = [row for first, count in ((1000, 30), (5000, 10), (100_000_000, 16)) for row in names_of(first, count)]
+    return {id_: (artist, track) for id_, artist, track in rows}
+
+
+@pytest.fixture(scope="session")
+def grouped(whole: Path, named: dict[str, tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official folder, with a clips.csv that names tracks and most artists."""
+    out = tmp_path_factory.mktemp("grouped") / "official"
+    shutil.copytree(whole, out)
+    rows = [(id_, *names) for id_, names in named.items()]
+    (out / "clips.csv").write_text("\n".join(["id,artist,track", *map(",".join, rows)]) + "\n")
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit_core.errors import ConfigError
+from kit_core.errors import ConfigError, DataError
 from ntua_lab import data as official_data
 from ntua_lab.data import clip_id, lab_mapping, load, prepare
 
@@ -105,7 +105,7 @@ def test_a_stopped_prepare_goes_on(whole: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(official_data, "read_array", read_and_stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(whole, out)
-    with pytest.raises(Exception, match="prepare"):
+    with pytest.raises(DataError, match="prepare"):
         load(out)
     monkeypatch.setattr(official_data, "read_array", read)
     prepare(whole, out)

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
 
-from ntua_lab import echonest
+from kit_splits.folds import group_folds
+from ntua_lab import baseline, echonest
 from ntua_lab.cli import main
+from ntua_lab.config import PooledConfig
 from ntua_lab.echonest import COLUMNS
 
 
@@ -60,3 +64,38 @@ def test_real_attributes(tmp_path: Path) -> None:
     assert trees[0] > 0.25
     assert trees[1] > 0.55
     assert trees[2] > 0.45
+
+
+def test_scores_are_of_models_that_have_not_seen_the_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ridge by scikit-learn, trees by themselves, and trees on what trees of inner folds say of all axes."""
+    monkeypatch.setattr(echonest, "ROUNDS", 3)
+    table = write_table(tmp_path / "t.csv")
+    assert main(["echonest", "--table", str(table), "--run", str(tmp_path / "run"), "--seed", "2"]) == 0
+    ids, X, Y = echonest.read_attributes(table)
+    folds = group_folds(ids, 5, seed=2)
+
+    def trees(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return baseline.fit("lightgbm", x, y, 0, PooledConfig(rounds=3), 2).answer(others)
+
+    answers = {name: np.zeros_like(Y) for name in echonest.MODELS}
+    for fold in range(5):
+        held = folds == fold
+        x, y, others = X[~held], Y[~held], X[held]
+        answers["mean"][held] = y.mean(axis=0)
+        scaled = ((part - x.mean(axis=0)) / x.std(axis=0) for part in (x, others))
+        answers["ridge"][held] = Ridge(1.0).fit(next(scaled), y).predict(next(scaled))
+        answers["lightgbm"][held] = trees(x, y, others)
+        inner = group_folds([id_ for id_, one in zip(ids, held, strict=True) if not one], 5, seed=2)
+        inside = np.zeros_like(y)
+        for part in range(5):
+            inside[inner == part] = trees(x[inner != part], y[inner != part], x[inner == part])
+        wide = np.hstack([others, answers["lightgbm"][held]])
+        answers[echonest.MODELS[3]][held] = trees(np.hstack([x, inside]), y, wide)
+    reports = json.loads((tmp_path / "run/summary.json").read_text())["models"]
+    for name, values in answers.items():
+        expected = [spearmanr(Y[:, k], values[:, k]).statistic for k in range(3)]
+        assert reports[name]["spearman_of_axes"] == pytest.approx(expected)
+        assert reports[name]["mean_absolute_error"] == pytest.approx(np.abs(Y - values).mean(axis=0))
+    rows = [line.split(",") for line in (tmp_path / "run/oof.csv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ids
+    np.testing.assert_allclose(np.array([row[1:] for row in rows], float), answers["lightgbm"], atol=1e-5)

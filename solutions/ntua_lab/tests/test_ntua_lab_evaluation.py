@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from kit_core.errors import DataError
+from kit_metrics import bootstrap_interval, bootstrap_macro_f1, bootstrap_ratio
 from ntua_lab.answers import Blend
+from ntua_lab.cli import main
 from ntua_lab.evaluation import emotion_report, evaluate_submission, genre_report, report_text, resamples, spearman
 
 
@@ -136,3 +139,51 @@ def test_places_do_not_depend_on_the_scale_of_a_member() -> None:
     assert ((first[:, 2:] >= 0) & (first[:, 2:] <= 1)).all()
     alone = Blend.fit(said[:1], truth, 2).apply(said[:1], 2)
     np.testing.assert_allclose(alone[:, 2:], np.clip(good, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("preset", "task"), [("majority", "genre"), ("pooled-svm", "genre"), ("pooled-svm", "emotion")]
+)
+def test_the_intervals_of_a_run_resample_its_groups(
+    preset: str, task: str, grouped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--task", task, "--data.folds", "3", "--pooled.features", "beat", "--pooled.svm-strength", "0.01")
+    assert main(["train", preset, "--data", str(grouped), "--run", str(run), "--data.group", "artist", *flags]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    score, (low, high) = summary["score"], summary["interval"]
+    printed = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert (summary["metric"], f"{score:.4f}", f"{low:.4f}", "to", f"{high:.4f}") in printed
+    table = pq.read_table(run / "oof.parquet").to_pydict()
+    groups, alone = np.array(table["group"]), np.arange(len(table["id"]))
+    assert len(set(groups)) < len(groups)
+    if task == "genre":
+        classes = [name[2:] for name in table if name.startswith("p_")]
+        true = np.array([classes.index(name) for name in table["class"]])
+        answers = np.stack([table[f"p_{name}"] for name in classes], axis=1).argmax(axis=1)
+        hits, ones = true == answers, np.ones(len(true))
+        assert summary["score"] == pytest.approx(hits.mean())
+        assert summary["interval"] == pytest.approx(bootstrap_ratio(hits, ones, groups, n=1000))
+        assert summary["interval"] != pytest.approx(bootstrap_ratio(hits, ones, alone, n=1000))
+        macro = summary["genre"]["macro_f1_interval"]
+        assert macro == pytest.approx(bootstrap_macro_f1(true, answers, len(classes), groups, n=1000))
+        assert macro != pytest.approx(bootstrap_macro_f1(true, answers, len(classes), alone, n=1000))
+        return
+    axes = ("valence", "energy", "danceability")
+    truth, values = (np.stack([table[f"{prefix}{axis}"] for axis in axes], axis=1) for prefix in ("true_", ""))
+
+    def interval(names: np.ndarray) -> tuple[float, float]:
+        """Draws of groups by hand."""
+        sizes = np.unique(names, return_counts=True)[1]
+        members = [np.flatnonzero(names == name) for name in np.unique(names)]
+        rng = np.random.default_rng(0)
+        scores = []
+        for _ in range(1000):
+            rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+            scores.append(spearman(truth[rows], values[rows]).mean())
+        score = np.mean([spearmanr(truth[:, k], values[:, k]).statistic for k in range(3)])
+        assert summary["score"] == pytest.approx(score)
+        return bootstrap_interval(scores, float(score), float(sizes.sum() ** 2 / (sizes**2).sum()), limits=(-1, 1))
+
+    assert summary["interval"] == pytest.approx(interval(groups))
+    assert summary["interval"] != pytest.approx(interval(alone))

@@ -130,11 +130,12 @@ def test_a_tiny_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sample_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
+    def write_and_stop(_: Path, folder: Path, **__: object) -> None:
+        (folder / "train_labels.txt").write_text("Id")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(samples, "CLIP_SECONDS", 3.0)
-    monkeypatch.setattr(samples, "lab_mapping", stop)  # spectra and songs are written by then
+    monkeypatch.setattr(samples, "extract_folder", write_and_stop)
     with pytest.raises(KeyboardInterrupt):
         write_sample(tmp_path / "sample", clips=24)
     assert not list(tmp_path.iterdir())

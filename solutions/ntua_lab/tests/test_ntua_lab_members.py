@@ -3,69 +3,27 @@
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from scipy.fft import dct
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.svm import SVC, SVR
 
 from ntua_lab import baseline, features
-from ntua_lab import data as official
-from ntua_lab.answers import load_network, network_answers
 from ntua_lab.cli import main
-from ntua_lab.config import InputConfig, PooledConfig
-from ntua_lab.inputs import Inputs
+from ntua_lab.config import PooledConfig
 
 SMALL = (
     "--network.channels", "4", "6", "--input.chunk", "24", "--train.epochs", "2", "--train.batch", "8",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("members") / "data"
-    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
-    return out
-
-
-def shares_of(run: Path) -> tuple[list[str], np.ndarray]:
-    """Ids and probabilities of the out-of-fold answers."""
-    table = pq.read_table(run / "oof.parquet")
-    columns = [name for name in table.column_names if name.startswith("p_")]
-    return table["id"].to_pylist(), np.stack([table[name].to_numpy() for name in columns], axis=1)
-
-
 def train(preset: str, data: Path, run: Path, *flags: str) -> None:
     assert main(["train", preset, "--data", str(data), "--run", str(run), *flags]) == 0
-
-
-def test_answers_of_copies_are_averaged(packed: Path, tmp_path: Path) -> None:
-    train("short-chunk-cnn", packed, tmp_path / "run", *SMALL, "--copies", "3")
-    ids, shares = shares_of(tmp_path / "run")
-    clips = official.load(packed)
-    indices = np.array([clips.ids.index(id_) for id_ in ids])
-    inputs = Inputs.of(clips, indices, InputConfig(chunk=24))
-    said = [
-        network_answers(load_network(path)[0], inputs, indices, len(clips.classes))[:, : len(clips.classes)]
-        for path in sorted((tmp_path / "run/models/fold0").iterdir())
-    ]
-    assert len(said) == 3
-    assert np.abs(said[0] - said[1]).max() > 1e-3
-    np.testing.assert_allclose(shares, np.mean(said, axis=0), atol=1e-6)
-
-
-def test_answers_of_members_are_averaged(packed: Path, tmp_path: Path) -> None:
-    each = []
-    for member in ("svm", "linear", "ridge"):
-        train("pooled-svm", packed, tmp_path / member, "--members", member)
-        each.append(shares_of(tmp_path / member))
-    train("pooled-svm", packed, tmp_path / "all", "--members", "svm", "linear", "ridge")
-    ids, shares = shares_of(tmp_path / "all")
-    assert all(one[0] == ids for one in each)
-    np.testing.assert_allclose(shares, np.mean([one[1] for one in each], axis=0), atol=1e-12)
 
 
 def test_transfer_begins_with_the_backbone_of_the_other_run(packed: Path, tmp_path: Path) -> None:
@@ -81,6 +39,97 @@ def test_transfer_begins_with_the_backbone_of_the_other_run(packed: Path, tmp_pa
     train("cnn-emotion", packed, tmp_path / "random", *SMALL, *frozen)
     other = load_file(tmp_path / "random/models/fold0/network-valence.safetensors")
     assert any(np.abs(other[name] - start[name]).max() > 1e-3 for name in names)
+
+
+def standardised(X: np.ndarray, among: np.ndarray) -> np.ndarray:
+    return (X - among.mean(axis=0)) / among.std(axis=0)
+
+
+def made_up(classes: int) -> tuple[np.ndarray, Any, np.ndarray]:
+    """Statistics, targets, and statistics to answer."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 8)) * 3 + 1
+    target: Any = np.repeat(np.arange(3), [35, 15, 10]) if classes else rng.random((60, 2))
+    X[:, 0] += 2 * (target if classes else target[:, 0])
+    return X, target, rng.standard_normal((30, 8)) * 3 + 1
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_support_vector_machines_are_those_of_scikit_learn(classes: int) -> None:
+    X, target, others = made_up(classes)
+    found = baseline.fit("svm", X, target, classes, PooledConfig(svm_strength=2.0), 0).answer(others)
+    x, y = standardised(X, X), standardised(others, X)
+    if classes:
+        margins = [SVC(C=2.0).fit(x, target == k).decision_function(y) for k in range(classes)]
+        shares = np.exp(3 * np.stack(margins, axis=1))
+        np.testing.assert_allclose(found, shares / shares.sum(axis=1, keepdims=True), atol=1e-9)
+    else:
+        values = [SVR(C=2.0, epsilon=0.05).fit(x, column).predict(y) for column in target.T]
+        np.testing.assert_allclose(found, np.stack(values, axis=1), atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_linear_models_are_those_of_scikit_learn(classes: int) -> None:
+    X, target, others = made_up(classes)
+    found = baseline.fit("linear", X, target, classes, PooledConfig(linear_strength=0.1), 0).answer(others)
+    x, y = standardised(X, X), standardised(others, X)
+    if classes:
+        model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(x, target)
+        np.testing.assert_allclose(found, model.predict_proba(y), atol=1e-9)
+    else:
+        np.testing.assert_allclose(found, Ridge(10.0).fit(x, target).predict(y), atol=1e-9)
+
+
+def test_two_of_four_classes_are_those_of_scikit_learn() -> None:
+    X, target, others = made_up(3)
+    target = np.where(target == 0, 1, 3)
+    found = baseline.fit("linear", X, target, 4, PooledConfig(linear_strength=0.1), 0).answer(others)
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(standardised(X, X), target)
+    np.testing.assert_allclose(found[:, [1, 3]], model.predict_proba(standardised(others, X)), atol=1e-9)
+    np.testing.assert_allclose(found[:, [0, 2]], 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_prior_is_the_share_of_a_class_or_the_mean(classes: int) -> None:
+    X, target, others = made_up(classes)
+    found = baseline.fit("prior", X, target, classes, PooledConfig(), 0).answer(others)
+    expected = np.array([35, 15, 10]) / 60 if classes else target.mean(axis=0)
+    np.testing.assert_allclose(found, np.tile(expected, (30, 1)), atol=1e-9)
+
+
+def test_trees_are_those_of_lightgbm_and_depend_on_the_seed() -> None:
+    X, target, others = made_up(3)
+    found = baseline.fit("lightgbm", X, target, 3, PooledConfig(rounds=7), 5).answer(others)
+    model = lightgbm.LGBMClassifier(
+        n_estimators=7, learning_rate=0.05, num_leaves=15, min_child_samples=10, colsample_bytree=0.2, subsample=0.8,
+        subsample_freq=1, reg_lambda=2.0, max_bin=63, random_state=5, deterministic=True, force_col_wise=True,
+        n_jobs=1, verbosity=-1,
+    ).fit(X, target)  # fmt: skip
+    np.testing.assert_allclose(found, model.booster_.predict(others), atol=1e-9)
+    other = baseline.fit("lightgbm", X, target, 3, PooledConfig(rounds=7), 6).answer(others)
+    assert np.abs(found - other).max() > 1e-3
+    values = np.stack([X[:, 0], -X[:, 1]], axis=1)
+    both = baseline.fit("lightgbm", X, values, 0, PooledConfig(rounds=30), 0).answer(X)
+    assert [np.corrcoef(both[:, axis], values[:, axis])[0, 1] > 0.5 for axis in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize("member", ["svm", "linear", "ridge", "prior"])
+def test_a_stored_model_answers_as_the_fitted_one(member: Any, tmp_path: Path) -> None:
+    X, target, others = made_up(3)
+    model = baseline.fit(member, X, target, 3, PooledConfig(), 0)
+    model.save(tmp_path / "model")
+    found = baseline.load(member, tmp_path / "model", 3).answer(others)
+    np.testing.assert_array_equal(found, model.answer(others))
+
+
+def test_statistics_far_outside_count_as_ten_deviations_and_constant_ones_nothing() -> None:
+    X, target, others = made_up(0)
+    X[:, 3] = 4.0
+    model = baseline.fit("linear", X, target, 0, PooledConfig(), 0)
+    far, further = others.copy(), others.copy()
+    far[:, 0], further[:, 0] = X[:, 0].mean() + 10 * X[:, 0].std(), 1e6
+    further[:, 3] = -1e6
+    np.testing.assert_allclose(model.answer(far), model.answer(further), atol=1e-9)
 
 
 @pytest.mark.parametrize("classes", [0, 3])

@@ -42,13 +42,6 @@ CNN = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "data"
-    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
-    return out
-
-
 def train(packed: Path, run: Path, *flags: str) -> list[str]:
     return ["train", *flags, "--data", str(packed), "--run", str(run)]
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from kit_core.config import load_preset, preset_names
 from kit_core.errors import DataError
 from kit_core.run import RunFolder
+from kit_core.testing import interrupted_after
 from ntua_lab import baseline
 from ntua_lab import train as training
 from ntua_lab.answers import units_of
@@ -24,13 +25,6 @@ SMALL = (
     "--network.channels", "4", "6", "--input.chunk", "24", "--train.epochs", "12", "--train.batch", "8",
     "--train.learning-rate", "0.01", "--train.ema", "0",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packed") / "data"
-    assert main(["prepare", "--data", str(whole), "--out", str(out)]) == 0
-    return out
 
 
 def run(preset: str, data: Path, folder: Path, *flags: str) -> dict[str, object]:
@@ -54,7 +48,7 @@ def test_every_preset_is_read_and_its_networks_are_built(preset: str) -> None:
 def test_pooled_models_from_data_to_score(
     preset: str, packed: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run(preset, packed, tmp_path / "run")
+    summary = run(preset, packed, tmp_path / "run", "--pooled.rounds", "20")
     answers = pq.read_table(tmp_path / "run/oof.parquet").to_pylist()
     assert summary["n"] == len(answers) == 24
     right = np.mean(
@@ -91,7 +85,7 @@ def test_emotion_by_pooled_models_and_an_ensemble(
     assert one["metric"] == "spearman"
     assert one["score"] > 0.5  # 16 clips
     assert set(one["score_of_units"]) == {"svm-emotion", "linear-emotion"}
-    run("pooled-lightgbm", packed, tmp_path / "b", *flags)
+    run("pooled-lightgbm", packed, tmp_path / "b", *flags, "--pooled.rounds", "30")
     out = tmp_path / "solution.txt"
     both = ["--run", str(tmp_path / "a"), "--run", str(tmp_path / "b")]
     assert main(["infer", *both, "--data", str(packed), "--out", str(out)]) == 0
@@ -109,22 +103,15 @@ def test_emotion_by_pooled_models_and_an_ensemble(
     assert "no run answers genre" in capsys.readouterr().err
 
 
-def test_the_lstm_learns_by_early_stopping(packed: Path, tmp_path: Path) -> None:
-    flags = ("--network.hidden", "16", "--train.epochs", "25", "--train.batch", "8", "--train.learning-rate", "0.01")
-    summary = run("lstm-beat", packed, tmp_path / "run", *flags, "--data.fold", "all", "--data.folds", "2")
-    assert summary["score"] > 0.7
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    losses = [line["inner_loss"] for line in lines if line.get("part") == "0-network-genre"]
-    assert len(losses) <= 25
-    best = int(np.argmin(losses))
-    assert len(losses) == 25 or len(losses) == best + 1 + 5  # patience
-
-
 @pytest.mark.parametrize(
     ("preset", "flags"),
     [
         ("lstm-beat", ("--network.hidden", "32", "--train.learning-rate", "0.01", "--train.epochs", "60")),
-        ("cnn", ("--network.channels", "4", "8", "--train.learning-rate", "0.01", "--train.epochs", "40")),
+        pytest.param(
+            "cnn",
+            ("--network.channels", "4", "8", "--train.learning-rate", "0.01", "--train.epochs", "40"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_few_batches_are_learnt_by_heart(preset: str, flags: tuple[str, ...], packed: Path, tmp_path: Path) -> None:
@@ -138,14 +125,14 @@ def test_a_joint_network_transfer_and_the_report(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    joint = run("joint", packed, runs / "joint", *SMALL, "--data.fold", "all", "--data.folds", "3")
+    joint = run("joint", packed, runs / "joint", *SMALL, "--data.fold", "all", "--data.folds", "2")
     assert joint["genre"]["accuracy"] > 0.6
     assert joint["emotion"]["spearman"] > 0.4
-    run("short-chunk-cnn", packed, runs / "genre", *SMALL, "--data.fold", "none")
+    short = (*SMALL, "--train.epochs", "1")
+    run("short-chunk-cnn", packed, runs / "genre", *short, "--data.fold", "none")
     start = ("--start", str(runs / "genre"))
-    run("transfer", packed, runs / "transfer", *SMALL, "--data.folds", "3", "--axes", "valence", *start)
-    run("multitask", packed, runs / "multitask", *SMALL, "--data.fold", "all", "--data.folds", "3",
-        "--train.uncertainty", "--train.emotion-loss", "both", "--train.mixup", "0.2")  # fmt: skip
+    run("transfer", packed, runs / "transfer", *short, "--data.folds", "2", "--axes", "valence", *start)
+    run("multitask", packed, runs / "multitask", *short, "--data.folds", "2")
     run("pooled-svm", packed, runs / "svm")
     run("pooled-svm", packed, runs / "svr", "--task", "emotion")
     assert main(["train", "transfer", "--data", str(packed), "--run", str(tmp_path / "x"), *SMALL]) == 2
@@ -171,34 +158,14 @@ def test_a_joint_network_transfer_and_the_report(
     assert main(["activations", "--run", str(runs / "svm"), "--data", str(packed), "--out", str(drawn)]) == 2
 
 
-def test_copies_differ_and_their_answers_are_averaged(packed: Path, whole: Path, tmp_path: Path) -> None:
-    flags = (*SMALL, "--train.epochs", "2")
-    run("short-chunk-cnn", packed, tmp_path / "three", *flags, "--copies", "3")
-    names = sorted(path.name for path in (tmp_path / "three/models/fold0").iterdir())
-    assert names == [f"network-genre{copy}.safetensors" for copy in ("-copy2", "-copy3", "")]
-    one, two = (load_file(tmp_path / "three/models/fold0" / name) for name in names[:2])
-    assert any(not np.array_equal(one[key], two[key]) for key in one)
-    run("short-chunk-cnn", packed, tmp_path / "one", *flags)
-    for key, value in load_file(tmp_path / "one/models/fold0/network-genre.safetensors").items():
-        np.testing.assert_array_equal(value, load_file(tmp_path / "three/models/fold0" / names[2])[key])
-
-
 def test_a_killed_run_ends_with_the_same_bits(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = (
         *SMALL[:-2], "--train.epochs", "5", "--train.ema", "0.9", "--train.mixup", "0.3", "--train.patience", "4",
         "--train.warm-up", "2",
     )  # fmt: skip
     run("short-chunk-cnn", packed, tmp_path / "unbroken", *flags)
-    save, calls = training.save_state, 0
-
-    def save_and_stop(*arguments: object) -> None:
-        nonlocal calls
-        save(*arguments)  # type: ignore[arg-type]  # what the real one takes
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "save_state", save_and_stop)
+    save = training.save_state
+    monkeypatch.setattr(training, "save_state", interrupted_after(save, 3))
     train = ["train", "short-chunk-cnn", "--data", str(packed), "--run", str(tmp_path / "broken"), *flags]
     assert main(train) == 130
     monkeypatch.setattr(training, "save_state", save)

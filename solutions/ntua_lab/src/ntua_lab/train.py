@@ -221,7 +221,6 @@ def fit_network(
     average = WeightAverage(network, settings.ema) if settings.ema else None
     judged = average.module if average is not None else network
     patience = Patience(max(settings.patience, 1), "min")
-    per_epoch = -(-len(learnt) // settings.batch)
     bands = 0 if config.input.features == "chroma" else MEL_ROWS
     least = LEAST_BATCH
     if ranks.size > 1 and any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
@@ -231,6 +230,13 @@ def fit_network(
                 f"train.batch: found {settings.batch} clips of {len(learnt)}, expected {least} or more: batch "
                 f"normalisation takes statistics of {LEAST_BATCH} clips on each of {ranks.size} ranks"
             )
+
+    def batches_of(epoch: int) -> list[Int64]:
+        batches = _batches(inputs, learnt, settings.batch, mixed_seed(seed, epoch))
+        return [rows for rows in batches if len(rows) >= min(least, len(learnt))]
+
+    # Batches of near-equal length are not as many in every epoch.
+    n_steps = sum(len(batches_of(epoch)) for epoch in range(settings.epochs))
     first, step = 0, 0
     state_path = run.file("state", f"{fold}-{unit.name}.pt")
     if state_path.exists():
@@ -259,10 +265,9 @@ def fit_network(
             generator, draws = np.random.default_rng(epoch_seed), torch.Generator().manual_seed(epoch_seed)
             network.train()
             losses, answered = [], set[str]()
-            batches = _batches(inputs, learnt, settings.batch, epoch_seed)
-            batches = [rows for rows in batches if len(rows) >= min(least, len(learnt))]
+            batches = batches_of(epoch)
             for number, rows in enumerate(batches):
-                factor = cosine(step, settings.epochs * per_epoch, warmup=0.1) if settings.schedule == "cosine" else 1.0
+                factor = cosine(step, n_steps, warmup=0.1) if settings.schedule == "cosine" else 1.0
                 set_learning_rate(optimizer, factor)
                 seed_of_rank(fabric, mixed_seed(epoch_seed, number))
                 # Every rank reads and augments the whole batch, 4 % of the time of a step: windows, masks and
