@@ -647,7 +647,7 @@ def test_the_residual_network_descends_as_by_hand(
                 total += loss.item() * len(rows)
                 optimizer.zero_grad()
                 loss.backward()
-                norm = math.sqrt(sum(float((one.grad**2).sum()) for one in network.parameters()))  # type: ignore[operator]
+                norm = math.sqrt(sum(float((one.grad**2).sum()) for one in network.parameters()))
                 for one in network.parameters():
                     one.grad *= min(1.0, clip / norm)  # type: ignore[operator]  # all have a gradient
                 optimizer.step()
@@ -1018,7 +1018,7 @@ def test_sizes_reach_the_networks(view: View) -> None:
     assert net.from_vectors is not None
     assert net.from_vectors.weight.shape == (12, 7)
     assert len(net.layers) == 3
-    assert net.layers[0].attention.heads == 4  # type: ignore[union-attr]  # a Layer
+    assert net.layers[0].attention.heads == 4
     assert net.pair_gap.weight.shape == (5, 12)
     with torch.inference_mode():
         assert len(net.eval()(make_batch([whole(replace(item(4, 2, 0), vectors=np.zeros((6, 7), np.float16)))]))) == 2

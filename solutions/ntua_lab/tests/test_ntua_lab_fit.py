@@ -63,7 +63,7 @@ class Recipe:
         return found
 
     def units(self, classes: int) -> list[Unit]:
-        config = Config(task=self.task, copies=self.copies, separate=self.separate)  # type: ignore[arg-type]  # a Task
+        config = Config(task=self.task, copies=self.copies, separate=self.separate)
         return units_of(config, classes)
 
 

@@ -85,7 +85,7 @@ def fit(config: NetworkConfig, folder: Path, seed: int = 3) -> tuple[np.ndarray,
 
 def forward(network: ArtNetwork, rows: Tensor) -> Tensor:
     backbone = network.backbone
-    logits: Tensor = network.head.label(backbone.block(backbone.norm(backbone.stem(rows))))  # type: ignore[operator, union-attr]  # modules
+    logits: Tensor = network.head.label(backbone.block(backbone.norm(backbone.stem(rows))))
     return logits
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_flushing() -> Iterator[None]:
     """Hundreds of files are made here, and no power fails."""
     with pytest.MonkeyPatch.context() as patch:

@@ -55,7 +55,7 @@ def fit_run(config: Config, tracks: Tracks, path: Path, *, resume: bool = False,
         return training.train(config, tracks, run, resume=resume, **more)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_flushing() -> Iterator[None]:
     """Hundreds of run folders are written here, and no power fails."""
     with pytest.MonkeyPatch.context() as patch:

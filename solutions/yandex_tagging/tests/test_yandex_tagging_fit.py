@@ -362,9 +362,9 @@ def train_by_hand(
             (sum(summed) / config.fabric.accumulate).backward()  # type: ignore[union-attr]  # never the empty sum
             summed = []
             if settings.clip:
-                gradients = torch.cat([linear.weight.grad.flatten(), linear.bias.grad])  # type: ignore[union-attr]
+                gradients = torch.cat([linear.weight.grad.flatten(), linear.bias.grad])
                 for parameter in (linear.weight, linear.bias):
-                    parameter.grad *= min(1.0, settings.clip / float(gradients.norm()))  # type: ignore[operator]
+                    parameter.grad *= min(1.0, settings.clip / float(gradients.norm()))
             for group in optimizer.param_groups:
                 at = (epoch + place / len(batches)) / settings.epochs
                 group["lr"] = settings.learning_rate * factor(settings, at) * 0.5**halved
@@ -534,4 +534,4 @@ def test_dropout_of_the_configuration_reaches_the_layers() -> None:
     assert {m.p for m in queries.queries.modules() if isinstance(m, nn.Dropout)} | {
         m.dropout for m in queries.queries.modules() if isinstance(m, nn.MultiheadAttention)
     } == {0.3}
-    assert TagNet(replace(LINEAR, head="independent", head_dropout=0.4), 4, 3).head.dropout.p == 0.4  # type: ignore[union-attr]
+    assert TagNet(replace(LINEAR, head="independent", head_dropout=0.4), 4, 3).head.dropout.p == 0.4
