@@ -713,8 +713,8 @@ def test_the_ranker_by_hand(view: View) -> None:
     assert Ranker.fit(view, TREES, 2).booster.model_to_string() == expected
 
 
-@pytest.mark.parametrize("kind", ["gaps", "joint"])
-def test_gap_classifiers_by_hand(kind: str, view: View) -> None:
+@pytest.mark.parametrize(("kind", "far"), [("gaps", 3), ("joint", 3), ("gaps", 40)])  # 40: no gap is left out
+def test_gap_classifiers_by_hand(kind: str, far: int, view: View) -> None:
     """The true gap, those beside it, and a draw of the others that weigh for those left out."""
     notebooks, rng = view.table.notebooks, np.random.default_rng(4)
     place, sizes = targets_of(view)
@@ -727,7 +727,7 @@ def test_gap_classifiers_by_hand(kind: str, view: View) -> None:
         block = view.gap_block(index)
         if kind == "joint":
             block = np.concatenate([block, relation_block(view, index, p / p.sum(axis=1, keepdims=True))], axis=-1)
-        share = min(1.0, 3 / (n_code + 1))
+        share = min(1.0, far / (n_code + 1))
         drawn = rng.random((n_markdown, n_code + 1))
         for cell in range(n_markdown):
             true = next(gaps)
@@ -737,13 +737,13 @@ def test_gap_classifiers_by_hand(kind: str, view: View) -> None:
                     label.append(gap == true)
                     weight.append(1.0 if abs(gap - true) <= 1 else 1 / share)
     expected = trained_by_hand("binary", 4, np.stack(rows), label, weight=weight)
-    pairs = PairsConfig(near=1, far=3)
+    pairs = PairsConfig(near=1, far=far)
     if kind == "gaps":
         found = Gaps.fit(view, TREES, pairs, 4).booster.model_to_string()
     else:
         found = Joint.fit(view, first, TREES, pairs, 4).booster.model_to_string()
     assert found == expected
-    assert max(weight) > 1.0
+    assert (max(weight) > 1.0) == (far == 3)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

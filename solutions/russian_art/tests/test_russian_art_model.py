@@ -369,6 +369,13 @@ def test_thumbnails_are_mean_colours() -> None:
         thumbnails(pixels, 41)
 
 
+def test_thumbnails_of_pictures_that_are_not_square_nor_a_multiple_of_the_edge() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 7, 11, 3), dtype=np.uint8)
+    rows, columns = [(0, 2), (2, 4), (4, 7)], [(0, 3), (3, 7), (7, 11)]
+    expected = [pixels[0, a:b, c:d].mean(axis=(0, 1)) / 255 for a, b in rows for c, d in columns]
+    np.testing.assert_allclose(thumbnails(pixels, 3), np.concatenate(expected)[None], rtol=1e-5)
+
+
 # --- Heads and loss ---
 
 

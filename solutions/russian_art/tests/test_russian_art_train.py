@@ -243,6 +243,16 @@ def test_images_and_networks_are_laid_out_channels_last(art: Art) -> None:
     assert placed(network, "cpu").backbone.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]  # a module
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_crops_stay_inside_the_picture(axis: int) -> None:
+    """Beyond its border the last row or column would be repeated."""
+    shape = [1, 1, 1, 1]
+    shape[axis] = 40
+    ramp = torch.arange(40.0).reshape(shape).expand(200, 3, 40, 40).contiguous()
+    steps = random_crops(ramp, 0.25, torch.Generator().manual_seed(0)).diff(dim=axis)
+    assert float(steps.narrow(axis, 1, 37).min()) > 0.2
+
+
 def test_crops_keep_the_share_of_the_area() -> None:
     ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)  # the value is the place, so its range is the width
     cropped = random_crops(ramp, 0.25, torch.Generator().manual_seed(0))
