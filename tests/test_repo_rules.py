@@ -1,5 +1,6 @@
 """The promises about files that CONTRIBUTING.md makes: sizes, names, declarations, links."""
 
+import ast
 import csv
 import re
 import tomllib
@@ -275,3 +276,26 @@ def test_paths_named_in_documents_exist(documents: list[Path], repo_root: Path) 
             if not any(list(base.glob("/".join(parts))) for base in (path.parent, repo_root, *members)):
                 absent.append(f"{path.relative_to(repo_root)}: {name}")
     assert not absent
+
+
+def imported_modules(path: Path, module: str) -> set[str]:
+    """Return the modules of the same member that a file imports, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module:
+            names = {alias.name for alias in node.names}
+            found |= (
+                {name for name in names if (path.parent / f"{name}.py").exists()} if node.module == module else set()
+            )
+            found |= {node.module.split(".")[1]} if "." in node.module else set()
+    return found
+
+
+def test_no_module_imports_itself_through_others(member: Any) -> None:
+    imports = {path.stem: imported_modules(path, member.module) for path in member.source.glob("*.py")}
+    imports.pop("__init__", None)
+    imports.pop("__main__", None)
+    while free := [name for name, needed in imports.items() if not needed & imports.keys()]:
+        for name in free:
+            del imports[name]
+    assert not imports, f"import cycle: {imports}"

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from kit_cluster.config import SlurmConfig
 from kit_cluster.job import TrainJob
-from kit_cluster.submit import WISH, SlurmConfig
+from kit_cluster.run_notes import WISH
 from kit_core.errors import DataError
 from kit_core.interrupt import Interrupted
 from kit_core.run import RunFolder

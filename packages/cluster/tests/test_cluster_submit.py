@@ -14,7 +14,9 @@ from typing import Any, Literal
 import pytest
 
 from kit_cluster import job, jobs, submit
-from kit_cluster.submit import SlurmConfig, own_argv, split_folds, submittable
+from kit_cluster.config import SlurmConfig
+from kit_cluster.slurm import queue_again, script_of
+from kit_cluster.submit import own_argv, split_folds, submittable
 from kit_core import cli, interrupt
 from kit_core.errors import ConfigError
 from kit_core.run import RunFolder
@@ -130,10 +132,10 @@ def test_several_processes_need_a_solution_that_shares_its_work(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"found 8 processes, but this preset trains in one: .* 1 layer"):
         submit.submit_to_slurm(shared, values | {"config": Config(layers=1)}, asked, None)
     submit.submit_to_slurm(shared, values, asked, None)
-    text = submit.script_of(tmp_path / "run.slurm", asked, Config())
+    text = script_of(tmp_path / "run.slurm", asked, Config())
     assert "#SBATCH --ntasks-per-node=4" in text
     assert "--kill-on-bad-exit=1" in text
-    assert "#SBATCH --ntasks-per-node=3" in submit.script_of(tmp_path, SlurmConfig(), Config(fabric=Fabric(3)))
+    assert "#SBATCH --ntasks-per-node=3" in script_of(tmp_path, SlurmConfig(), Config(fabric=Fabric(3)))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_the_script_queues_again_and_keeps_what_slurm_says_against_it(
 ) -> None:
     run, folder = tmp_path / "run", tmp_path / "run.slurm"
     assert command(presets, "--data", "d", "--run", str(run), "--submit", "slurm") == 0
-    script = "\n".join(submit.queue_again(folder))
+    script = "\n".join(queue_again(folder))
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     stand_in(slurm, "scontrol", f'echo "$@" >> {tmp_path}/called')
     subprocess.run(["bash", "-c", script], check=True)

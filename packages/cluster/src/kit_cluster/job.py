@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kit_cluster.config import SlurmConfig
 from kit_cluster.results import copy_results, retain
-from kit_cluster.submit import WISH, SlurmConfig, notes_folder, read_json
+from kit_cluster.run_notes import WISH, notes_folder, read_json
 from kit_core import interrupt
 from kit_core.atomic import write_json
 from kit_core.console import say

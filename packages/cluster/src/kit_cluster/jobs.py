@@ -12,9 +12,9 @@ from tyro.conf import Positional, UseAppendAction
 from kit_cluster.results import collect as collect_runs
 from kit_cluster.results import retain as retain_runs
 from kit_cluster.results import verify_archive
-from kit_cluster.submit import NOTES, REFUSED, notes_folder, read_json, run_slurm
+from kit_cluster.run_notes import REFUSED, notes_folder, read_json, read_notes
+from kit_cluster.slurm import alive, queue, run_slurm
 from kit_core.console import render_table, say
-from kit_core.errors import ConfigError
 from kit_core.run import DONE
 
 
@@ -27,34 +27,6 @@ class JobState:
     state: str
     restarts: int
     message: str
-
-
-def read_notes(run: Path) -> list[dict[str, Any]]:
-    """Return what was submitted for a run: a list of `id`, `run` and `fold`.
-
-    Raises:
-        ConfigError: nothing was.
-    """
-    path = notes_folder(run) / NOTES
-    if not path.exists():
-        raise ConfigError(f"{run}: no job was submitted for it (found no {path}); name the --run of `train --submit`")
-    jobs: list[dict[str, Any]] = read_json(path)["jobs"]
-    return jobs
-
-
-def queue() -> dict[str, tuple[str, str]]:
-    """Return state and reason of every job that SLURM still knows, by number, or NUMBER_INDEX of an array."""
-    states = {}
-    for line in run_slurm("squeue", "--noheader", "--array", "--all", "--format=%i|%T|%r").splitlines():
-        number, state, reason = [*line.strip().split("|", 2), "", ""][:3]
-        states[number] = (state.lower(), "" if reason == "None" else reason)
-    return states
-
-
-def alive(notes: list[dict[str, Any]], states: dict[str, tuple[str, str]]) -> list[str]:
-    """Return the numbers of the jobs that are queued or running, by the states that `queue` gave."""
-    over = ("completed", "failed", "cancelled", "timeout", "node_fail", "out_of_memory", "preempted")
-    return [note["id"] for note in notes if note["id"] in states and states[note["id"]][0] not in over]
 
 
 def states_of(run: Path) -> list[JobState]:

@@ -3,10 +3,7 @@
 import dataclasses
 import functools
 import inspect
-import json
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,79 +15,23 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from tyro.conf import arg
 
+from kit_cluster.config import SlurmConfig
+from kit_cluster.job import TrainJob
 from kit_cluster.results import copy_results
+from kit_cluster.run_notes import NOTES, notes_folder, read_notes
+from kit_cluster.slurm import alive, check_slurm, executor_of, processes_of, queue, script_of
 from kit_core.atomic import write_json
-from kit_core.config import did_you_mean
 from kit_core.console import say
 from kit_core.errors import ConfigError
 
-NOTES = "job.json"  # of the folder RUN.slurm: which jobs were submitted for a run
-WISH = ".requeue"  # JOB.requeue: the run saved and may be queued again
-REFUSED = ".refused"  # JOB.refused: SLURM would not
-OFFLINE = "export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1"
-
-
-@dataclass(frozen=True)
-class SlurmConfig:
-    """What to ask SLURM for; `--submit slurm` uses it."""
-
-    partition: str | None = None
-    """None: the cluster's own choice."""
-    minutes: int = 60
-    """Time limit of one start; a run that needs longer is requeued and goes on."""
-    nodes: int = 1
-    gpus: int = 0
-    """Of each node."""
-    processes: int = 0
-    """Ranks of each node; 0: one for each GPU, or for each of `fabric.devices`."""
-    cpus: int = 2
-    """Of each process."""
-    memory_gb: int = 0
-    """Of each node; 0: the partition's default."""
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    """Features that a node must have, in SLURM's words."""
-    folds_apart: bool = False
-    """Each fold is a job of its own, all of them one array; needs `data.fold` 'all', writes RUN/fold0, ..."""
-    signal_seconds: int = 120
-    """How long before the time limit the run is asked to save and stop."""
-    requeues: int = 20
-    """How often a stopped run is queued again."""
-    setup: tuple[str, ...] = ()
-    """Lines of shell before the run, such as 'module load cuda'."""
-    python: str | None = None
-    """What starts Python in the job, such as 'apptainer exec image.sif python'; None: this environment's."""
-    submission: Path | None = None
-    """Where to write the submission for --data when the training is done."""
-    keep: int = 0
-    """When the run is done: keep the weights of so many best runs beside it, and of the last one; 0: of all."""
-    dry_run: bool = False
-    """Print the script for sbatch and submit nothing."""
-
-    def __post_init__(self) -> None:
-        for name in ("minutes", "nodes", "cpus"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"slurm.{name}: found {getattr(self, name)}, expected 1 or more")
-        for name in ("gpus", "processes", "memory_gb", "requeues", "keep", "signal_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"slurm.{name}: found {getattr(self, name)}, expected 0 or more")
-        if self.signal_seconds >= 60 * self.minutes:
-            raise ValueError(
-                f"slurm.signal_seconds: found {self.signal_seconds}, expected less than the {self.minutes} minutes "
-                "of the job"
-            )
-        if self.submission is not None and self.folds_apart:
-            raise ValueError("slurm.submission: folds apart are several runs; give them to `infer` when all are done")
-
-
+DEFAULTS = SlurmConfig()
 SUBMIT = "queue the run in a cluster, with what --slurm.* says, in place of training here"
 RESULTS = "a folder for RUN.tar: the results, when the run ends or is stopped"
 ADDED = tuple(
     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
     for name, default, annotation in (
         ("submit", None, Annotated[Literal["slurm"] | None, arg(help=SUBMIT)]),
-        ("slurm", SlurmConfig(), SlurmConfig),
+        ("slurm", DEFAULTS, SlurmConfig),
         ("results_dir", None, Annotated[Path | None, arg(help=RESULTS)]),
     )
 )
@@ -117,14 +58,14 @@ def submittable(verb: Callable[..., None]) -> Callable[..., None]:
     def train(
         *,
         submit: Literal["slurm"] | None = None,
-        slurm: SlurmConfig = SlurmConfig(),
+        slurm: SlurmConfig = DEFAULTS,
         results_dir: Path | None = None,
         **values: Any,
     ) -> None:
         if submit is not None:
             submit_to_slurm(verb, values, slurm, results_dir)
             return
-        if slurm != SlurmConfig():
+        if slurm != DEFAULTS:
             raise ConfigError("found --slurm flags without --submit slurm; add it, or leave them out")
         with _results_copied(values["run"], results_dir):
             verb(**values)
@@ -145,8 +86,6 @@ def submit_to_slurm(
             job; the run folder is in use, or not empty without `resume`; or the folds cannot be told apart.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    from kit_cluster.job import TrainJob
 
     run = values["run"].absolute()
     processes = slurm.nodes * processes_of(slurm, values["config"])
@@ -222,108 +161,6 @@ def split_folds(config: Any, run: Path) -> list[Part]:
         raise ConfigError(f"slurm.folds_apart: this preset does not fit one fold alone: {error}") from error
 
 
-def notes_folder(run: Path) -> Path:
-    """Return RUN.slurm: logs of the jobs of a run, and what was submitted."""
-    return run.absolute().with_name(f"{run.name}.slurm")
-
-
-def executor_of(folder: Path, slurm: SlurmConfig, config: Any) -> Any:
-    """Return submitit's executor with everything that a job asks for; SLURM need not be here yet."""
-    from submitit.slurm.slurm import SlurmExecutor
-
-    class Executor(SlurmExecutor):
-        """SLURM's absence is told by `check_slurm`, in our words, and does not matter to a dry run."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 1
-
-    wishes = {
-        "job_name": folder.name.removesuffix(".slurm"),
-        "partition": slurm.partition,
-        "time": slurm.minutes,
-        "nodes": slurm.nodes,
-        "ntasks_per_node": processes_of(slurm, config),
-        "cpus_per_task": slurm.cpus,
-        "gpus_per_node": slurm.gpus or None,
-        "mem": f"{slurm.memory_gb}GB" if slurm.memory_gb else None,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "signal_delay_s": slurm.signal_seconds,
-        "setup": [OFFLINE, *slurm.setup],
-        "teardown": queue_again(folder),
-        # A rank that fails ends all of them; and srun does not take the number of cores over from sbatch.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={slurm.cpus}"],
-        "additional_parameters": {"requeue": True},
-    }
-    executor = Executor(folder, python=slurm.python)
-    executor.update_parameters(**{name: wish for name, wish in wishes.items() if wish is not None})
-    return executor
-
-
-def queue_again(folder: Path) -> list[str]:
-    """Return the end of the script: queue the job again where the run left the wish, and keep SLURM's refusal."""
-    return [
-        f"cd {shlex.quote(str(folder))}",
-        'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
-        f'if [ -e "$job{WISH}" ]; then',
-        f'    rm "$job{WISH}"',
-        f'    scontrol requeue "$job" 2> "$job{REFUSED}"',
-        "fi",
-    ]
-
-
-def processes_of(slurm: SlurmConfig, config: Any) -> int:
-    """Return the processes of each node: as asked for, or one for each GPU, or for each device of the configuration."""
-    devices = config.fabric.devices if hasattr(config, "fabric") else 1
-    return slurm.processes or max(slurm.gpus, devices)
-
-
-def script_of(folder: Path, slurm: SlurmConfig, config: Any, n_jobs: int = 1) -> str:
-    """Return the script for sbatch."""
-    executor = executor_of(folder, slurm, config)
-    if n_jobs > 1:
-        executor.parameters["map_count"] = n_jobs
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
-    return text
-
-
-def check_slurm(slurm: SlurmConfig) -> None:
-    """Look for SLURM and the partition.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if shutil.which("sbatch") is None:
-        raise ConfigError(
-            "found no sbatch on PATH; submit from a login node of a SLURM cluster (--slurm.dry-run shows the script)"
-        )
-    known = run_slurm("sinfo", "--noheader", "--format=%R").split()
-    if slurm.partition is not None and slurm.partition not in known:
-        raise ConfigError(
-            f"slurm.partition: found {slurm.partition!r}{did_you_mean(slurm.partition, known)}\n"
-            f"  partitions: {', '.join(sorted(set(known))) or 'none'}"
-        )
-
-
-def run_slurm(*command: str) -> str:
-    """Run one of SLURM's commands and return what it prints.
-
-    Raises:
-        ConfigError: the command is absent or fails; its words are told.
-    """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError as error:
-        raise ConfigError(f"found no {command[0]} on PATH; run this on a machine of the SLURM cluster") from error
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"{' '.join(command)}: no answer in 60 s; SLURM's controller may be down") from error
-    if done.returncode:
-        raise ConfigError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return done.stdout
-
-
 def own_argv() -> list[str]:
     """Return this process's command without the flags of submission: what the job is, said as a local command."""
     words, dropping = [], False
@@ -336,8 +173,6 @@ def own_argv() -> list[str]:
 
 
 def _check_place(run: Path, parts: list[Part], *, resume: bool) -> None:
-    from kit_cluster.jobs import alive, queue, read_notes
-
     if (notes_folder(run) / NOTES).exists() and (running := alive(read_notes(run), queue())):
         raise ConfigError(f"{run}: job {', '.join(running)} works on it already; wait, or `job cancel --run {run}`")
     for part in parts:
@@ -363,15 +198,3 @@ def _results_copied(run: Path, results_dir: Path | None) -> Iterator[None]:
     finally:
         if results_dir is not None and os.environ.get("RANK", "0") == "0" and run.exists():
             copy_results(run, results_dir)
-
-
-def read_json(path: Path) -> Any:
-    """Read a file that this package wrote.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is damaged: {error}; remove it") from error

@@ -26,20 +26,13 @@ from typing import Any, NoReturn
 from kit_core.errors import ConfigError, DataError, KitError
 from kit_core.interrupt import Interrupted
 from kit_core.run import LOCK, RunFolder
+from kit_train.errors import PeerError, RankError
 
 WHERE_NOT_WHAT = ("fabric.devices",)  # settings that a resume may change
 ERRORS: tuple[type[KitError], ...] = (ConfigError, DataError, Interrupted)  # by exit code, to tell a worker's on
 LOST_PEER = re.compile(r"gloo|nccl|socket|connection|peer|store", re.IGNORECASE)
 LAST_LINES = 15  # of a failed rank's own output, shown with the failure
 PATIENCE_SECONDS = 20.0  # that a rank waits to be ended by the launcher, after it lost another one or stopped with it
-
-
-class RankError(KitError):
-    """A rank failed, and the others were ended."""
-
-
-class PeerError(KitError):
-    """Another rank failed, and says why itself; this one only cannot go on."""
 
 
 def in_ranks(verb: Callable[..., None]) -> Callable[..., None]:

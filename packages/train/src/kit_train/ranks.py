@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kit_core import interrupt
 from kit_core.errors import ConfigError
-from kit_train.parallel import PeerError
+from kit_train.errors import PeerError
 from kit_train.state import mixed_seed
 
 Rows = NDArray[np.int64]
