@@ -163,13 +163,13 @@ def presets_of(demo: Demo, everything: bool = False) -> tuple[str, ...]:
     return (demo.reference, *((demo.more,) if everything else ()), demo.neural)
 
 
-def count_steps(demos: Sequence[Demo], everything: bool = False) -> int:
-    """Return how many commands these demos run."""
-    return sum(2 + 4 * len(presets_of(demo, everything)) for demo in demos)
+def count_steps(n_presets: int) -> int:
+    """Return how many commands a demo of so many presets runs."""
+    return 2 + 4 * n_presets
 
 
-def run_demo(demo: Demo, folder: Path, steps: Steps, everything: bool = False) -> list[Row]:
-    """Run one solution in an empty folder: first its reference preset, then the others against the floor.
+def run_demo(demo: Demo, folder: Path, steps: Steps, presets: Sequence[str]) -> list[Row]:
+    """Run presets of one solution in an empty folder; the first sets the floor of the others.
 
     Raises:
         StepError: a command failed.
@@ -179,7 +179,7 @@ def run_demo(demo: Demo, folder: Path, steps: Steps, everything: bool = False) -
     steps.run(demo.program, "sample", "--out", sample)
     steps.run(demo.program, "prepare", "--data", sample, "--out", prepared)
     rows: list[Row] = []
-    for preset in presets_of(demo, everything):
+    for preset in presets:
         run, submission = folder / preset, folder / f"{preset}.csv"
         started = time.monotonic()
         options = demo.neural_options if preset == demo.neural else ()
@@ -223,7 +223,8 @@ def main() -> int:
             parser.error(f"no solution is called {name!r}; there are: {names}")
 
     demos = [demo for demo in DEMOS if not arguments.solution or demo.program in arguments.solution]
-    steps = Steps(count_steps(demos, arguments.all))
+    presets = [presets_of(demo, arguments.all) for demo in demos]
+    steps = Steps(sum(count_steps(len(chosen)) for chosen in presets))
     out = arguments.out.resolve()
     folders = [out / demo.program for demo in demos]
     for folder in folders:
@@ -231,8 +232,8 @@ def main() -> int:
         folder.mkdir(parents=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [
-            pool.submit(run_demo, demo, folder, steps, arguments.all)
-            for demo, folder in zip(demos, folders, strict=True)
+            pool.submit(run_demo, demo, folder, steps, chosen)
+            for demo, folder, chosen in zip(demos, folders, presets, strict=True)
         ]
     errors = [error for one in running if (error := one.exception()) is not None]
     if errors:
