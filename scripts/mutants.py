@@ -169,6 +169,10 @@ class Finder(ast.NodeVisitor):
 
     # --- expressions
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg != "strict":  # of `zip`: a check of input
+            self.visit(node.value)
+
     def visit_IfExp(self, node: ast.IfExp) -> None:
         if self.inside:
             start, stop = self.span(node.test)
