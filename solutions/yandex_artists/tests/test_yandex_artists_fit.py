@@ -383,6 +383,13 @@ def test_a_stage_ends_when_patience_is_exhausted(start: Weights, tmp_path: Path)
 # Settings of a network
 
 
+def test_a_codebook_is_fitted_to_all_batches_of_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(architecture="codebook", landmarks=5)
+    whole = weights_of(trained(tmp_path / "whole", model=model))
+    monkeypatch.setattr("yandex_artists.train.TRACKS_PER_BATCH", 3)
+    assert difference(whole, weights_of(trained(tmp_path / "parts", model=model))) < 1e-4
+
+
 @pytest.mark.parametrize("architecture", ["transformer", "conformer", "set", "mean-map", "codebook"])
 def test_dropout_reaches_every_layer_that_drops(architecture: str) -> None:
     model = ModelConfig(
