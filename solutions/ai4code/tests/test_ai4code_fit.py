@@ -174,7 +174,7 @@ def use_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 OPTIMIZERS = ("sgd", "adamw")
 
-# Of each feature: what the loop under test is told, what the plain loop is told, and plain loops that must differ.
+# For each feature: settings of the loop under test, settings of the plain loop, and plain loops that must differ.
 # Where the loss is multiplied by `scale`, gradients are long enough to be clipped.
 FEATURES: dict[str, dict[str, Any]] = {
     "nothing": {"differs": []},

@@ -36,7 +36,7 @@ def run_slurm(*command: str) -> str:
     """Run one of SLURM's commands and return what it prints.
 
     Raises:
-        ConfigError: the command is absent or fails; its words are told.
+        ConfigError: the command is absent or fails; the message holds its output.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -84,7 +84,7 @@ def executor_of(folder: Path, slurm: SlurmConfig, config: Any) -> Any:
     from submitit.slurm.slurm import SlurmExecutor
 
     class Executor(SlurmExecutor):
-        """SLURM's absence is told by `check_slurm`, in our words, and does not matter to a dry run."""
+        """Needs no SLURM: `check_slurm` reports its absence, and a dry run works without it."""
 
         @classmethod
         def affinity(cls) -> int:
